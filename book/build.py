@@ -1,0 +1,108 @@
+"""Build the site: `python book/build.py --source nbs --out _build/html`.
+
+`nbs` renders the outputs the notebooks store (seconds); `_build/nbs` holds the copies that execute.py made.
+"""
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pages
+
+BOOK = Path(__file__).absolute().parent
+ROOT = BOOK.parent
+
+
+def write(path, content):
+    """Write a file unless it already says so; Sphinx reads only what changed."""
+    content = content.encode("utf-8") if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_bytes() != content:
+        path.write_bytes(content)
+    return path
+
+
+def plain(markdown):
+    """A title as the sidebar can show it: links, code marks and emphasis gone."""
+    return re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", markdown).replace("`", "").replace("*", "")
+
+
+def toctrees(chapters, modules):
+    """The hidden tables of contents that make the sidebar: a part each, then the library."""
+    parts = {}
+    for path in chapters:
+        if part := pages.part_name(path):
+            title = plain(pages.title_and_claim(pages.read(path))[0]) or path.stem
+            parts.setdefault(part, []).append(f"{title} <{path.stem}>")
+    if modules:
+        parts["The library"] = [f"{'rnnbook.' + name} <api/{name}>" for name in modules]
+    blocks = ["```{toctree}\n:hidden:\n:caption: %s\n\n%s\n```" % (part, "\n".join(entries)) for part, entries in parts.items()]
+    return "\n\n".join(blocks)
+
+
+def api_page(package, module, chapter):
+    """The page of a module: where it is explained, then every name it exports."""
+    title = plain(pages.title_and_claim(pages.read(chapter))[0]) if chapter else ""
+    intro = f"Explained, derived and tested in the chapter [{title}](../{chapter.name}).\n\n" if chapter else ""
+    members = f"```{{eval-rst}}\n.. automodule:: {package}.{module}\n```\n"
+    return f"# {package}.{module}\n\n{intro}{members}"
+
+
+def prepare(source, folder, package):
+    """Fill `folder` with what Sphinx reads: the notebooks, a page per module, the tables of contents."""
+    chapters = pages.notebooks(source)
+    if not any(path.stem == "index" for path in chapters):
+        raise SystemExit(f"{source}: expected notebooks with an index.ipynb, found {len(chapters)} notebooks")
+    explained = {pages.exported_module(pages.read(path)): path for path in chapters}
+    modules = {path.stem for path in package.glob("*.py") if not path.name.startswith("_")}
+    # The library's pages follow the chapters; a module without a chapter comes last.
+    ordered = [name for name in explained if name in modules] + sorted(modules - set(explained))
+    written = set()
+    for path in chapters:
+        notebook = pages.read(path)
+        if path.stem == "index":
+            cell = {"cell_type": "markdown", "id": "toctrees", "metadata": {}, "source": toctrees(chapters, ordered)}
+            notebook = {**notebook, "cells": [*notebook["cells"], cell]}
+        written.add(write(folder / path.name, pages.dump(notebook)))
+    for name in ordered:
+        written.add(write(folder / "api" / f"{name}.md", api_page(package.name, name, explained.get(name))))
+    for path in folder.rglob("*.*"):  # pages of notebooks that are gone
+        if path.suffix in (".ipynb", ".md") and path not in written:
+            path.unlink()
+    return chapters
+
+
+def build(source, out, work=None, package=None, strict=True):
+    """Build the site of the notebooks in `source` into `out`; returns Sphinx's exit status."""
+    source, out = Path(source).absolute(), Path(out).absolute()
+    work = Path(work).absolute() if work else out.parent
+    chapters = prepare(source, work / "source", package or ROOT / "rnnbook")
+    downloads = out / "notebooks"
+    shutil.rmtree(downloads, ignore_errors=True)
+    for path in chapters:
+        write(downloads / path.name, path.read_bytes())
+    command = [sys.executable, "-m", "sphinx", "-b", "html", "-q", "-j", str(min(4, os.cpu_count() or 1))]
+    command += ["-c", str(BOOK), "-d", str(work / "doctrees"), str(work / "source"), str(out)]
+    command += ["-W", "--keep-going"] if strict else []
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}).returncode
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--source", default=ROOT / "nbs", help="folder of the notebooks (default: nbs)")
+    parser.add_argument("--out", default=ROOT / "_build" / "html", help="folder of the site (default: _build/html)")
+    options = parser.parse_args()
+    status = build(options.source, options.out)
+    index = Path(options.out).absolute() / "index.html"
+    if status:
+        print(f"The site has warnings (above); what could be built lies in {index.parent}", file=sys.stderr)
+        return status
+    print(f"The book is ready. Open it in a browser:\n  {index.as_uri()}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,53 @@
+"use strict";
+/* Search results with the sentence they come from. Sphinx would fetch every page for that, which browsers refuse on
+   file:// pages; here the texts come with searchtexts.js, and a result leads to the section that holds the words. */
+(() => {
+  const results = document.getElementById("search-results");
+  if (!results || !window.BOOK_TEXTS) return;
+  const stem = (word) => (typeof Stemmer === "undefined" ? word : new Stemmer().stemWord(word));
+  const query = new URLSearchParams(location.search).get("q") || "";
+  const words = query.toLowerCase().split(/[^\p{Letter}\p{Number}_]+/u).filter(Boolean).map(stem);
+
+  const sectionOf = (name, anchor) => {
+    const sections = window.BOOK_TEXTS[name] || [];
+    const exact = sections.find((section) => section[0] === anchor);
+    if (exact) return exact;
+    const hits = ([, title, text]) => {
+      const lower = `${title} ${text}`.toLowerCase();
+      return words.filter((word) => lower.includes(word)).length;
+    };
+    return sections.reduce((best, section) => (hits(section) > (best ? hits(best) : 0) ? section : best), null);
+  };
+
+  const context = (text) => {
+    const lower = text.toLowerCase();
+    const found = words.map((word) => lower.indexOf(word)).filter((at) => at >= 0);
+    let start = Math.max((found.length ? Math.min(...found) : 0) - 90, 0);
+    if (start > 0) start = text.indexOf(" ", start) + 1;
+    const line = document.createElement("p");
+    line.className = "context";
+    line.append(start > 0 ? "… " : "");
+    text.slice(start, start + 230).split(/(\s+)/).forEach((piece) => {
+      const hit = words.some((word) => piece.toLowerCase().includes(word));
+      line.append(hit ? Object.assign(document.createElement("mark"), { textContent: piece }) : piece);
+    });
+    if (start + 230 < text.length) line.append(" …");
+    return line;
+  };
+
+  const explain = (item) => {
+    const link = item.querySelector("a");
+    if (!link || item.classList.contains("kind-object") || item.querySelector(".context")) return;
+    const [page, anchor] = link.getAttribute("href").split("#");
+    const section = sectionOf(page.replace(/\.html$/, ""), anchor ? `#${anchor}` : "");
+    if (!section) return;
+    if (!anchor && section[1] && !link.textContent.includes(section[1])) {
+      link.setAttribute("href", page + section[0]);
+      link.append(` › ${section[1]}`);
+    }
+    item.append(context(section[2]));
+  };
+
+  new MutationObserver(() => results.querySelectorAll("ul.search > li").forEach(explain))
+    .observe(results, { childList: true, subtree: true });
+})();
