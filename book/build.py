@@ -44,9 +44,12 @@ def toctrees(chapters, modules):
 
 
 def api_page(package, module, chapter):
-    """The page of a module: where it is explained, then every name it exports."""
-    title = plain(pages.title_and_claim(pages.read(chapter))[0]) if chapter else ""
-    intro = f"Explained, derived and tested in the chapter [{title}](../{chapter.name}).\n\n" if chapter else ""
+    """The page of a module: what its chapter claims, where that is, then every name the module exports."""
+    intro = ""
+    if chapter:
+        title, claim = pages.title_and_claim(pages.read(chapter))
+        claim = re.sub(r"\]\((\w+\.ipynb)", r"](../\1", claim)
+        intro = f"> {claim}\n\nExplained, derived and tested in the chapter [{plain(title)}](../{chapter.name}).\n\n"
     members = f"```{{eval-rst}}\n.. automodule:: {package}.{module}\n```\n"
     return f"# {package}.{module}\n\n{intro}{members}"
 
@@ -69,24 +72,25 @@ def prepare(source, folder, package):
         written.add(write(folder / path.name, pages.dump(notebook)))
     for name in ordered:
         written.add(write(folder / "api" / f"{name}.md", api_page(package.name, name, explained.get(name))))
-    for path in folder.rglob("*.*"):  # pages of notebooks that are gone
-        if path.suffix in (".ipynb", ".md") and path not in written:
-            path.unlink()
-    return chapters
+    gone = {path for path in folder.rglob("*.*") if path.suffix in (".ipynb", ".md")} - written
+    for path in gone:
+        path.unlink()
+    return chapters, gone
 
 
-def build(source, out, work=None, package=None, strict=True):
+def build(source, out):
     """Build the site of the notebooks in `source` into `out`; returns Sphinx's exit status."""
     source, out = Path(source).absolute(), Path(out).absolute()
-    work = Path(work).absolute() if work else out.parent
-    chapters = prepare(source, work / "source", package or ROOT / "rnnbook")
+    work = out.parent / f"{out.name}-work"  # Sphinx's sources and caches: one set for each site
+    chapters, gone = prepare(source, work / "source", ROOT / "rnnbook")
+    if gone:  # Sphinx would leave their pages
+        shutil.rmtree(out, ignore_errors=True)
     downloads = out / "notebooks"
     shutil.rmtree(downloads, ignore_errors=True)
     for path in chapters:
         write(downloads / path.name, path.read_bytes())
     command = [sys.executable, "-m", "sphinx", "-b", "html", "-q", "-j", str(min(4, os.cpu_count() or 1))]
-    command += ["-c", str(BOOK), "-d", str(work / "doctrees"), str(work / "source"), str(out)]
-    command += ["-W", "--keep-going"] if strict else []
+    command += ["-c", str(BOOK), "-d", str(work / "doctrees"), str(work / "source"), str(out), "-W", "--keep-going"]
     return subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}).returncode
 
 

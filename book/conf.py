@@ -142,7 +142,8 @@ def read_source(app, docname, source):
 
 def process_docstring(app, what, name, obj, options, lines):
     """A docstring enters Sphinx with its docments."""
-    lines[:] = docments.api_lines(lines, obj, what)
+    # nbdev makes a module's docstring of the first line of its chapter's claim; the page has the whole claim.
+    lines[:] = [] if what == "module" else docments.api_lines(lines, obj)
 
 
 def skip_member(app, what, name, obj, skip, options):
@@ -177,9 +178,11 @@ def section_texts(doctree):
     """`[[anchor, title, text], ...]` of a page's sections, for the lines below a search result."""
     found = []
     for section in doctree.findall(nodes.section):
-        texts = [child.astext() for child in section.children if not isinstance(child, (nodes.section, nodes.title))]
+        own = [child for child in section.children if not isinstance(child, (nodes.section, nodes.title))]
+        own.sort(key=lambda child: child.get("nb_element") == "cell_code")  # the prose explains: it comes before the code
         title = next((child.astext() for child in section.children if isinstance(child, nodes.title)), "")
-        found.append([f"#{section['ids'][0]}", title, " ".join(" ".join(texts).split())])
+        text = " ".join(child.astext() for child in own if not isinstance(child, (nodes.raw, nodes.comment)))
+        found.append([f"#{section['ids'][0]}", title, " ".join(text.split())])
     return found
 
 

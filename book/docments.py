@@ -93,7 +93,7 @@ def docments(obj):
     return found
 
 
-def api_lines(lines, obj, what):
+def api_lines(lines, obj):
     """A docstring's lines, in reStructuredText and with the docments as fields below."""
     body, fields, field = [], [], None
     for number, line in enumerate(lines):
@@ -109,14 +109,11 @@ def api_lines(lines, obj, what):
             body.append(line)
         else:
             body.append(re.sub(r"^(\s*(?:[-+]\s)?)(.*)$", lambda m: m[1] + rst(m[2]), line))
-    if what != "module":
-        notes = docments(obj)
-        returned = notes.pop("return", None)
-        rows = [f":param {name.replace('*', chr(92) + '*')}: {with_shape(comment)}" for name, comment in notes.items()]
-        if returned:
-            rows.append(f":returns: {with_shape(returned)}")
-    else:
-        rows = []
+    notes = docments(obj)
+    returned = notes.pop("return", None)
+    rows = [f":param {name.replace('*', chr(92) + '*')}: {with_shape(comment)}" for name, comment in notes.items()]
+    if returned:
+        rows.append(f":returns: {with_shape(returned)}")
     names = {"Errors": "Raises", "Sources": "Source"}
     rows += [f":{names.get(name, name)}: {with_shape(text)}" for name, text in fields]
     while body and not body[-1].strip():

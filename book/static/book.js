@@ -1,7 +1,7 @@
 "use strict";
 /* Search results with the sentence they come from. Sphinx would fetch every page for that, which browsers refuse on
    file:// pages; here the texts come with searchtexts.js, and a result leads to the section that holds the words. */
-(() => {
+document.addEventListener("DOMContentLoaded", () => {
   const results = document.getElementById("search-results");
   if (!results || !window.BOOK_TEXTS) return;
   const stem = (word) => (typeof Stemmer === "undefined" ? word : new Stemmer().stemWord(word));
@@ -13,8 +13,9 @@
     const exact = sections.find((section) => section[0] === anchor);
     if (exact) return exact;
     const hits = ([, title, text]) => {
-      const lower = `${title} ${text}`.toLowerCase();
-      return words.filter((word) => lower.includes(word)).length;
+      const found = (where) => words.filter((word) => where.toLowerCase().includes(word)).length;
+      const phrase = text.toLowerCase().includes(query.toLowerCase()) ? 1 : 0;
+      return found(`${title} ${text}`) + phrase + found(title) / 2;
     };
     return sections.reduce((best, section) => (hits(section) > (best ? hits(best) : 0) ? section : best), null);
   };
@@ -22,7 +23,8 @@
   const context = (text) => {
     const lower = text.toLowerCase();
     const found = words.map((word) => lower.indexOf(word)).filter((at) => at >= 0);
-    let start = Math.max((found.length ? Math.min(...found) : 0) - 90, 0);
+    const phrase = lower.indexOf(query.toLowerCase());
+    let start = Math.max((phrase >= 0 ? phrase : found.length ? Math.min(...found) : 0) - 90, 0);
     if (start > 0) start = text.indexOf(" ", start) + 1;
     const line = document.createElement("p");
     line.className = "context";
@@ -50,4 +52,4 @@
 
   new MutationObserver(() => results.querySelectorAll("ul.search > li").forEach(explain))
     .observe(results, { childList: true, subtree: true });
-})();
+});
