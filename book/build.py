@@ -3,6 +3,7 @@
 `nbs` renders the outputs the notebooks store (seconds); `_build/nbs` holds the copies that execute.py made.
 """
 import argparse
+import ast
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pages
+from docments import rst
 
 BOOK = Path(__file__).absolute().parent
 ROOT = BOOK.parent
@@ -43,6 +45,20 @@ def toctrees(chapters, modules):
     return "\n\n".join(blocks)
 
 
+def exported_values(file):
+    """`(name, comment)` of what a module exports besides functions and classes; the comment stands behind it or above."""
+    lines = file.read_text(encoding="utf-8").split("\n")
+    found, exported = [], []
+    for node in ast.parse("\n".join(lines)).body:
+        for name in [target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)]:
+            if name == "__all__":
+                exported = ast.literal_eval(node.value)
+            behind = re.search(r"[\])}\"'\d]\s*#\s*(.+)$", lines[node.end_lineno - 1])
+            above = re.match(r"#\s*(?!%%)(.+)", lines[node.lineno - 2])
+            found.append((name, (behind or above or ["", ""])[1]))
+    return [(name, comment) for name, comment in found if name in exported]
+
+
 def api_page(package, module, chapter):
     """The page of a module: what its chapter claims, where that is, then every name the module exports."""
     intro = ""
@@ -50,8 +66,11 @@ def api_page(package, module, chapter):
         title, claim = pages.title_and_claim(pages.read(chapter))
         claim = re.sub(r"\]\((\w+\.ipynb)", r"](../\1", claim)
         intro = f"> {claim}\n\nExplained, derived and tested in the chapter [{plain(title)}](../{chapter.name}).\n\n"
-    members = f"```{{eval-rst}}\n.. automodule:: {package}.{module}\n```\n"
-    return f"# {package}.{module}\n\n{intro}{members}"
+    members = f".. automodule:: {package.name}.{module}\n"
+    for name, comment in exported_values(package / f"{module}.py"):
+        members += f"\n.. py:data:: {package.name}.{module}.{name}\n\n   {rst(comment)}\n"
+    members = f"```{{eval-rst}}\n{members}```\n"
+    return f"# {package.name}.{module}\n\n{intro}{members}"
 
 
 def prepare(source, folder, package):
@@ -71,7 +90,7 @@ def prepare(source, folder, package):
             notebook = {**notebook, "cells": [*notebook["cells"], cell]}
         written.add(write(folder / path.name, pages.dump(notebook)))
     for name in ordered:
-        written.add(write(folder / "api" / f"{name}.md", api_page(package.name, name, explained.get(name))))
+        written.add(write(folder / "api" / f"{name}.md", api_page(package, name, explained.get(name))))
     gone = {path for path in folder.rglob("*.*") if path.suffix in (".ipynb", ".md")} - written
     for path in gone:
         path.unlink()

@@ -39,7 +39,7 @@ myst_dmath_double_inline = True
 default_role = "literal"
 
 # ---- API pages
-autodoc_default_options = {"members": True, "undoc-members": True, "show-inheritance": True}
+autodoc_default_options = {"members": True, "undoc-members": True}
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False  # torch's own docstrings would drown ours
 autodoc_typehints = "signature"
@@ -64,8 +64,8 @@ html_show_sourcelink = False
 html_show_search_summary = False  # Sphinx would fetch pages, which file:// forbids; book.js does it without
 html_use_index = False
 html_domain_indices = False
-pygments_style = "a11y-high-contrast-light"
-pygments_dark_style = "a11y-high-contrast-dark"
+pygments_style = "github-light-colorblind"
+pygments_dark_style = "github-dark-colorblind"
 
 SERIF = "'Source Serif 4', Charter, 'Iowan Old Style', Georgia, serif"
 SANS = "'Source Sans 3', -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
@@ -147,15 +147,13 @@ def process_docstring(app, what, name, obj, options, lines):
 
 
 def skip_member(app, what, name, obj, skip, options):
-    """Leave out what nobody documented, such as the fields of a NamedTuple as attributes."""
+    """Leave out of a class what nobody documented."""
     if what == "module":
         return None
-    if type(obj).__name__ in ("_tuplegetter", "member_descriptor", "getset_descriptor"):
-        return True
     own = inspect.unwrap(getattr(obj, "__func__", obj))
-    if not (getattr(own, "__doc__", None) or docments.docments(own)):
-        return True
-    return None
+    if not (inspect.isroutine(own) or isinstance(own, property)):
+        return True  # the fields of a data class: its parameters say it all
+    return None if own.__doc__ or docments.docments(own) else True
 
 
 def page_context(app, pagename, templatename, context, doctree):

@@ -3,6 +3,7 @@ import ast
 import inspect
 import io
 import re
+import sys
 import textwrap
 import tokenize
 
@@ -93,6 +94,16 @@ def docments(obj):
     return found
 
 
+def public_name(cls):
+    """The shortest path under which a class can be imported: `torch.nn.Module`, not `torch.nn.modules.module.Module`."""
+    path = cls.__module__.split(".")
+    for length in range(1, len(path) + 1):
+        module = ".".join(path[:length])
+        if getattr(sys.modules.get(module), cls.__name__, None) is cls:
+            return cls.__name__ if module == "builtins" else f"{module}.{cls.__name__}"
+    return cls.__qualname__
+
+
 def api_lines(lines, obj):
     """A docstring's lines, in reStructuredText and with the docments as fields below."""
     body, fields, field = [], [], None
@@ -114,6 +125,8 @@ def api_lines(lines, obj):
     rows = [f":param {name.replace('*', chr(92) + '*')}: {with_shape(comment)}" for name, comment in notes.items()]
     if returned:
         rows.append(f":returns: {with_shape(returned)}")
+    if inspect.isclass(obj) and (bases := [public_name(base) for base in obj.__bases__ if base is not object]):
+        rows.append(f":Base: {', '.join(f'``{base}``' for base in bases)}")
     names = {"Errors": "Raises", "Sources": "Source"}
     rows += [f":{names.get(name, name)}: {with_shape(text)}" for name, text in fields]
     while body and not body[-1].strip():
