@@ -54,7 +54,7 @@ def exported_values(file):
             if name == "__all__":
                 exported = ast.literal_eval(node.value)
             behind = re.search(r"[\])}\"'\d]\s*#\s*(.+)$", lines[node.end_lineno - 1])
-            above = re.match(r"#\s*(?!%%)(.+)", lines[node.lineno - 2])
+            above = re.match(r"#\s*(?!\s|%%|\|)(.+)", lines[node.lineno - 2])
             found.append((name, (behind or above or ["", ""])[1]))
     return [(name, comment) for name, comment in found if name in exported]
 
@@ -74,7 +74,7 @@ def api_page(package, module, chapter):
 
 
 def prepare(source, folder, package):
-    """Fill `folder` with what Sphinx reads: the notebooks, a page per module, the tables of contents."""
+    """Fill `folder` with what Sphinx reads; returns the notebooks, and whether the pages are those of the last time."""
     chapters = pages.notebooks(source)
     if not any(path.stem == "index" for path in chapters):
         raise SystemExit(f"{source}: expected notebooks with an index.ipynb, found {len(chapters)} notebooks")
@@ -82,7 +82,7 @@ def prepare(source, folder, package):
     modules = {path.stem for path in package.glob("*.py") if not path.name.startswith("_")}
     # The library's pages follow the chapters; a module without a chapter comes last.
     ordered = [name for name in explained if name in modules] + sorted(modules - set(explained))
-    written = set()
+    before, written = set(folder.rglob("*.*")), set()
     for path in chapters:
         notebook = pages.read(path)
         if path.stem == "index":
@@ -91,24 +91,24 @@ def prepare(source, folder, package):
         written.add(write(folder / path.name, pages.dump(notebook)))
     for name in ordered:
         written.add(write(folder / "api" / f"{name}.md", api_page(package, name, explained.get(name))))
-    gone = {path for path in folder.rglob("*.*") if path.suffix in (".ipynb", ".md")} - written
-    for path in gone:
+    for path in before - written:
         path.unlink()
-    return chapters, gone
+    return chapters, before == written
 
 
 def build(source, out):
     """Build the site of the notebooks in `source` into `out`; returns Sphinx's exit status."""
     source, out = Path(source).absolute(), Path(out).absolute()
     work = out.parent / f"{out.name}-work"  # Sphinx's sources and caches: one set for each site
-    chapters, gone = prepare(source, work / "source", ROOT / "rnnbook")
-    if gone:  # Sphinx would leave their pages
+    chapters, same_pages = prepare(source, work / "source", ROOT / "rnnbook")
+    if not same_pages:  # links to pages that came or went are in pages that did not change
         shutil.rmtree(out, ignore_errors=True)
+        shutil.rmtree(work / "doctrees", ignore_errors=True)
     downloads = out / "notebooks"
     shutil.rmtree(downloads, ignore_errors=True)
     for path in chapters:
         write(downloads / path.name, path.read_bytes())
-    command = [sys.executable, "-m", "sphinx", "-b", "html", "-q", "-j", str(min(4, os.cpu_count() or 1))]
+    command = [sys.executable, "-m", "sphinx", "-b", "html", "-q"]
     command += ["-c", str(BOOK), "-d", str(work / "doctrees"), str(work / "source"), str(out), "-W", "--keep-going"]
     return subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}).returncode
 

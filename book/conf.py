@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from docutils import nodes
+from sphinx.pycode import ModuleAnalyzer
 
 BOOK = Path(__file__).absolute().parent
 ROOT = BOOK.parent
@@ -156,6 +157,14 @@ def skip_member(app, what, name, obj, skip, options):
     return None if own.__doc__ or docments.docments(own) else True
 
 
+def library_source(app, modname):
+    """A module's source on the site: nbdev exports the directives of other tools, and leaves them there."""
+    analyzer = ModuleAnalyzer.for_module(modname)
+    tags = analyzer.find_tags()
+    lines = ["" if pages.DIRECTIVE.match(line) else line for line in analyzer.code.split("\n")]
+    return "\n".join(lines), tags
+
+
 def page_context(app, pagename, templatename, context, doctree):
     """What page.html needs to link the notebook, the module and the part of a page."""
     notebook = app.srcdir / f"{pagename}.ipynb"
@@ -207,7 +216,8 @@ def setup(app):
     app.connect("source-read", read_source)
     app.connect("autodoc-process-docstring", process_docstring)
     app.connect("autodoc-skip-member", skip_member)
+    app.connect("viewcode-find-source", library_source)
     app.connect("html-page-context", page_context)
     app.connect("builder-inited", write_assets)
     app.connect("build-finished", write_search_texts)
-    return {"parallel_read_safe": True, "parallel_write_safe": False}
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

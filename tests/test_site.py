@@ -201,8 +201,8 @@ def test_every_notebook_and_module_has_a_page(site, chapters):
 
 def test_the_home_page_lists_every_chapter(chapters):
     home = "\n".join("".join(cell["source"]) for cell in pages.read(ROOT / "nbs" / "index.ipynb")["cells"])
-    listed = re.findall(r"^\| \[[^\]]+\]\((\w+\.ipynb)\) \| .{20,} \|$", home, re.M)
-    assert listed == [path.name for path in chapters]
+    listed = re.findall(r"^\| \[([^\]]+)\]\((\w+\.ipynb)\) \| .{20,} \|$", home, re.M)
+    assert listed == [(pages.title_and_claim(pages.read(path))[0], path.name) for path in chapters]
 
 
 def test_every_page_offers_its_notebook(site, chapters):
@@ -260,7 +260,6 @@ def settle(page):
 
 OBSERVE = """() => {
   const article = document.querySelector("article");
-  article.querySelectorAll("details").forEach((details) => (details.open = true));
   const scrolls = (element) => {
     for (let box = element; box && box !== article; box = box.parentElement)
       if (["auto", "scroll", "hidden", "clip"].includes(getComputedStyle(box).overflowX)) return true;
@@ -281,7 +280,7 @@ OBSERVE = """() => {
     width: document.documentElement.scrollWidth,
     wide: wide.slice(0, 5).map((element) => `${element.tagName}.${element.className} ${element.textContent.slice(0, 40)}`),
     math: article.querySelectorAll(".math").length,
-    drawn: article.querySelectorAll(".math mjx-container svg").length,
+    drawn: [...article.querySelectorAll(".math")].filter((element) => element.querySelector("mjx-container > svg")).length,
     failed: [...article.querySelectorAll("mjx-merror, [data-mjx-error]")].map((element) => element.textContent),
     raw,
     directives: (article.textContent.match(/^\\s*#\\|.*$/gm) || []).slice(0, 3),
@@ -303,6 +302,8 @@ def observed(browser, site):
             page.on("requestfailed", lambda request, log=messages: log.append(f"failed: {request.url}"))
             page.goto(file.as_uri())
             settle(page)
+            page.evaluate("() => document.querySelectorAll('article details').forEach((details) => (details.open = true))")
+            page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
             found[str(file.relative_to(site))] = {**page.evaluate(OBSERVE), "messages": messages, "requests": requests}
             page.close()
     return found

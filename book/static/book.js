@@ -1,4 +1,20 @@
 "use strict";
+/* A formula in a line of text that is wider than the page gets a box of its own, in which it scrolls. */
+window.addEventListener("load", async () => {
+  if (!window.MathJax || !window.MathJax.startup) return;
+  await window.MathJax.startup.promise;
+  const fit = () =>
+    document.querySelectorAll("article span.math").forEach((formula) => {
+      formula.classList.remove("wide");
+      const room = formula.closest("p, li, td, dd, h1, h2, h3, h4, summary, article").clientWidth;
+      const drawing = formula.querySelector("mjx-container > svg");
+      formula.classList.toggle("wide", Boolean(drawing) && drawing.getBoundingClientRect().width > room);
+    });
+  fit();
+  window.addEventListener("resize", fit);
+  document.addEventListener("toggle", fit, true);
+});
+
 /* Search results with the sentence they come from. Sphinx would fetch every page for that, which browsers refuse on
    file:// pages; here the texts come with searchtexts.js, and a result leads to the section that holds the words. */
 document.addEventListener("DOMContentLoaded", () => {
