@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from .sequences import length_mask
 
-# %% ../nbs/02_rnn.ipynb #c022
+# %% ../nbs/02_rnn.ipynb #c024
 def rnn_init(
     input_size: int, # I, entries of an input vector
     hidden_size: int, # H, units of the hidden state
@@ -35,7 +35,7 @@ def rnn_init(
     return {name: rng.uniform(-bound, bound, shape).astype(dtype)
             for name, shape in shapes.items() if bias or name.startswith("weight")}
 
-# %% ../nbs/02_rnn.ipynb #c025
+# %% ../nbs/02_rnn.ipynb #c027
 ACTIVATIONS = {
     "tanh": np.tanh,
     "relu": lambda a: np.maximum(a, 0),
@@ -49,7 +49,7 @@ def _activation(table, nonlinearity):
         raise ValueError(f"nonlinearity: expected one of {choices}, got {nonlinearity!r}")
     return table[nonlinearity]
 
-# %% ../nbs/02_rnn.ipynb #c029
+# %% ../nbs/02_rnn.ipynb #c031
 def rnn_step(
     x: np.ndarray, # (B, I) input at this step
     h: np.ndarray, # (B, H) state after the step before
@@ -65,7 +65,7 @@ def rnn_step(
     bias = params.get("bias_ih_l0", 0) + params.get("bias_hh_l0", 0)
     return f(x @ params["weight_ih_l0"].T + h @ params["weight_hh_l0"].T + bias)
 
-# %% ../nbs/02_rnn.ipynb #c037
+# %% ../nbs/02_rnn.ipynb #c040
 def check_shape(
     name: str, # the argument's name, for the message
     array, # array or tensor
@@ -75,7 +75,7 @@ def check_shape(
     if tuple(array.shape) != tuple(expected):
         raise ValueError(f"{name}: expected {tuple(expected)}, got {tuple(array.shape)}")
 
-# %% ../nbs/02_rnn.ipynb #c039
+# %% ../nbs/02_rnn.ipynb #c042
 #| code-fold: true
 #| code-summary: "The checks of the arguments"
 def _check_rnn(x, params, state):
@@ -93,7 +93,7 @@ def _check_rnn(x, params, state):
             raise TypeError(f"{name}: expected {x.dtype} like x, got {array.dtype}")
     return T, B, I, H
 
-# %% ../nbs/02_rnn.ipynb #c040
+# %% ../nbs/02_rnn.ipynb #c043
 def _hide_padding(x, lengths):
     "The input with zeros in its padding, the mask (T, B, 1), and the lengths as an array (B,)."
     if lengths is None: return x, None, None
@@ -102,7 +102,7 @@ def _hide_padding(x, lengths):
     check_shape("lengths", lengths, x.shape[1:2])
     return np.where(mask, x, 0), mask, lengths
 
-# %% ../nbs/02_rnn.ipynb #c042
+# %% ../nbs/02_rnn.ipynb #c045
 def rnn_forward(
     x: np.ndarray, # (T, B, I) input sequence, time first
     params: dict, # parameters, see `rnn_init`
@@ -133,7 +133,7 @@ def rnn_forward(
                 nonlinearity=nonlinearity)
     return h[1:].copy(), final[None].copy(), tape
 
-# %% ../nbs/02_rnn.ipynb #c059
+# %% ../nbs/02_rnn.ipynb #c065
 #| code-fold: true
 #| code-summary: "The checks of the arguments"
 def _check_input(name, x, cell, dims, shape):
@@ -145,7 +145,7 @@ def _check_input(name, x, cell, dims, shape):
     if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
         raise TypeError(f"{name}: expected {dtype} like the weights, got {x.dtype}")
 
-# %% ../nbs/02_rnn.ipynb #c060
+# %% ../nbs/02_rnn.ipynb #c066
 class RecurrentCell(torch.nn.Module):
     "What all cells share: parameters in `torch.nn`'s layout, and the projection of the inputs."
     gates = 1  # blocks of H rows in the weights; an LSTM will have four
@@ -174,7 +174,7 @@ class RecurrentCell(torch.nn.Module):
         bias = self.bias_ih + self.bias_hh if self.bias else None
         return torch.nn.functional.linear(x, self.weight_ih, bias)
 
-# %% ../nbs/02_rnn.ipynb #c062
+# %% ../nbs/02_rnn.ipynb #c068
 TORCH_ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}
 
 class RNNCell(RecurrentCell):
@@ -213,7 +213,7 @@ class RNNCell(RecurrentCell):
         f = "" if self.nonlinearity == "tanh" else f", nonlinearity={self.nonlinearity}"
         return f"{self.input_size}, {self.hidden_size}{bias}{f}"
 
-# %% ../nbs/02_rnn.ipynb #c065
+# %% ../nbs/02_rnn.ipynb #c072
 class RecurrentLayer(torch.nn.Module):
     "Holds a cell, and settles what must be settled before it can run over a sequence."
     def __init__(self, cell, batch_first=False):
@@ -234,7 +234,7 @@ class RecurrentLayer(torch.nn.Module):
             x = torch.where(mask, x, 0)
         return x, state[0], mask
 
-# %% ../nbs/02_rnn.ipynb #c067
+# %% ../nbs/02_rnn.ipynb #c074
 class RNNLayer(RecurrentLayer):
     "`RNNCell` over a batch of sequences, in plain autograd: `torch.nn.RNN` with one layer."
     def __init__(self,
@@ -266,7 +266,7 @@ class RNNLayer(RecurrentLayer):
         if mask is not None: output = torch.where(mask, output, 0)
         return output.transpose(0, 1) if self.batch_first else output, h[None]
 
-# %% ../nbs/02_rnn.ipynb #c070
+# %% ../nbs/02_rnn.ipynb #c077
 def numpy_params(
     module: torch.nn.Module, # RNNCell, RNNLayer, torch.nn.RNN, or a module that holds one
 ) -> dict: # name -> array, a copy on the CPU
