@@ -110,7 +110,10 @@ def build(source, out):
         write(downloads / path.name, path.read_bytes())
     command = [sys.executable, "-m", "sphinx", "-b", "html", "-q"]
     command += ["-c", str(BOOK), "-d", str(work / "doctrees"), str(work / "source"), str(out), "-W", "--keep-going"]
-    return subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}).returncode
+    status = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}).returncode
+    if status:  # or the next run would skip the pages that are at fault, and call itself clean
+        shutil.rmtree(work / "doctrees", ignore_errors=True)
+    return status
 
 
 def main():

@@ -12,10 +12,12 @@ from urllib.parse import unquote
 import pytest
 
 ROOT = Path(__file__).absolute().parent.parent
-sys.path.insert(0, str(ROOT / "book"))
 pytest.importorskip("sphinx", reason="the site's tools are not installed: pip install -e '.[book]'")
+sys.path.insert(0, str(ROOT / "book"))
 import docments  # noqa: E402
 import pages  # noqa: E402
+
+sys.path.remove(str(ROOT / "book"))  # its build.py must not stand in for the package of that name
 
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
