@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
 from matplotlib.patches import FancyBboxPatch
 
-# %% ../nbs/00a_plotting.ipynb #c010
+# %% ../nbs/00a_plotting.ipynb #c011
 COLORS = {
     "x": "#595959",     # the input: dark grey
     "h": "#0072B2",     # the hidden state: blue
@@ -36,12 +36,12 @@ COLORS = {
 _INK = "#222222"   # text and neutral lines
 _PALE = "#F5F7F9"  # the inside of a cell
 
-# %% ../nbs/00a_plotting.ipynb #c014
+# %% ../nbs/00a_plotting.ipynb #c015
 def use_style():
     "Draw this session's plots in the look of the book (the packaged `rnnbook.mplstyle`)."
     plt.style.use("rnnbook.rnnbook")
 
-# %% ../nbs/00a_plotting.ipynb #c017
+# %% ../nbs/00a_plotting.ipynb #c018
 @contextmanager
 def _axes(ax, height=None):
     "The axes given or, for None, those of a new figure on a white card with rounded corners, shown at the end."
@@ -57,31 +57,34 @@ def _axes(ax, height=None):
     yield ax
     plt.show()
 
-# %% ../nbs/00a_plotting.ipynb #c019
+# %% ../nbs/00a_plotting.ipynb #c020
 def _numbers(values):
     "A list, an array or a tensor on any device as a float array."
     return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, dtype=float)
 
+# %% ../nbs/00a_plotting.ipynb #c021
 def _checked(name, values, ndim):
     "`values` as a finite float array with `ndim` dimensions, or a ValueError that names the argument."
     values = _numbers(values)
-    if values.ndim != ndim: raise ValueError(f"{name}: expected {ndim} dimension{'s' * (ndim > 1)}, got shape {values.shape}")
-    if not np.isfinite(values).all(): raise ValueError(f"{name}: expected finite values, got {values[~np.isfinite(values)][0]}")
+    if values.ndim != ndim:
+        raise ValueError(f"{name}: expected {ndim} dimension{'s' * (ndim > 1)}, got shape {values.shape}")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name}: expected finite values, got {values[~np.isfinite(values)][0]}")
     return values
 
-# %% ../nbs/00a_plotting.ipynb #c021
+# %% ../nbs/00a_plotting.ipynb #c023
 def _runs(label, curve):
     "One entry of `plot_curves` as a list of runs (x, y)."
-    single = isinstance(curve, tuple) or len(curve) == 0 or np.ndim(_numbers(curve[0]) if hasattr(curve[0], "detach") else curve[0]) == 0
     runs = []
+    single = isinstance(curve, tuple) or len(curve) == 0 or getattr(curve[0], "ndim", np.ndim(curve[0])) == 0
     for run in [curve] if single else curve:
-        x, y = run if isinstance(run, tuple) else (range(len(run)), run)
-        runs.append((_numbers(x), _numbers(y)))
-    for x, y in runs:
+        x, y = map(_numbers, run if isinstance(run, tuple) else (range(len(run)), run))
         if x.shape != y.shape or x.ndim != 1 or not len(x):
             raise ValueError(f"curves[{label!r}]: expected x and y of one length, at least 1, got {x.shape} and {y.shape}")
+        runs.append((x, y))
     return runs
 
+# %% ../nbs/00a_plotting.ipynb #c024
 def _median(runs):
     "The median of several runs, on the steps of the first as far as all of them reach."
     low, high = max(x.min() for x, _ in runs), min(x.max() for x, _ in runs)
@@ -89,19 +92,20 @@ def _median(runs):
     steps = steps[(steps >= low) & (steps <= high)]
     return steps, np.median([np.interp(steps, x, y) for x, y in runs], axis=0)
 
-# %% ../nbs/00a_plotting.ipynb #c023
+# %% ../nbs/00a_plotting.ipynb #c026
 def _line_styles(labels):
     "A color and a line style for every label."
     fixed = [label for label in labels if label in COLORS]
     taken = {COLORS[label].lower() for label in fixed}
     free = [style for style in plt.rcParams["axes.prop_cycle"] if to_hex(style["color"]) not in taken]
     others = [label for label in labels if label not in COLORS]
-    if len(others) > len(free): raise ValueError(f"curves: expected at most {len(free)} that can be told apart, got {len(others)}")
+    if len(others) > len(free):
+        raise ValueError(f"curves: expected at most {len(free)} that can be told apart, got {len(others)}")
     dashes = ["-", "--", "-.", ":"]
     styles = {label: {"color": COLORS[label], "linestyle": dashes[k % 4]} for k, label in enumerate(fixed)}
     return styles | {label: {"linestyle": "-"} | style for label, style in zip(others, free)}
 
-# %% ../nbs/00a_plotting.ipynb #c024
+# %% ../nbs/00a_plotting.ipynb #c027
 def plot_curves(
     curves: dict, # label -> y, or (x, y), or a list of those, one per seed: thin lines and their median
     *,
@@ -114,7 +118,7 @@ def plot_curves(
     ylim: tuple | None = None, # (low, high) of the y axis
     ax=None, # matplotlib axes to draw into; None for a new figure
 ):
-    "Draw labeled curves; a label that is a key of `COLORS` takes that color, several seeds show as thin lines under their median."
+    "Draw labeled curves; a key of `COLORS` takes its color, several seeds show as thin lines under their median."
     styles, runs = _line_styles(curves), {label: _runs(label, curve) for label, curve in curves.items()}
     with _axes(ax) as ax:
         for label, seeds in runs.items():
@@ -127,7 +131,7 @@ def plot_curves(
         if title: ax.set_title(title)
         if len(curves) > 1: ax.legend()
 
-# %% ../nbs/00a_plotting.ipynb #c031
+# %% ../nbs/00a_plotting.ipynb #c034
 def plot_gradient_norms(
     norms: dict, # label -> gradient norm per time lag, or whatever `plot_curves` takes
     *,
@@ -137,16 +141,31 @@ def plot_gradient_norms(
     ylim: tuple | None = None, # (low, high) of the y axis
     ax=None, # matplotlib axes to draw into; None for a new figure
 ):
-    "Draw how large the gradient still is so many steps back, on a logarithmic axis, where exponential decay is a straight line."
+    "Draw how large the gradient still is so many steps back; exponential decay is a straight line here."
     plot_curves(norms, xlabel=xlabel, ylabel=ylabel, title=title, logy=True, ylim=ylim, ax=ax)
 
-# %% ../nbs/00a_plotting.ipynb #c036
+# %% ../nbs/00a_plotting.ipynb #c039
 _DIVERGING = LinearSegmentedColormap.from_list("rnnbook", [COLORS["h"], "white", COLORS["g"]])
 
 def _visible(token):
     "A token with its spaces and line ends made visible."
     return str(token).translate({ord(" "): "␣", ord("\n"): "↵", ord("\t"): "⇥"})
 
+# %% ../nbs/00a_plotting.ipynb #c040
+def _label_activations(ax, units, tokens, title):
+    "The labels around a heatmap of activations."
+    ax.grid(False)
+    ax.set_ylabel("unit")
+    if units <= 12: ax.set_yticks(range(units))
+    if tokens is None: ax.set_xlabel("step")
+    else:
+        words = [_visible(token) for token in tokens]
+        turn = 90 if max(map(len, words), default=0) > 2 else 0
+        size = min(9, 420 / max(len(words), 1))
+        ax.set_xticks(range(len(words)), words, family="monospace", rotation=turn, fontsize=size)
+    if title: ax.set_title(title)
+
+# %% ../nbs/00a_plotting.ipynb #c041
 def plot_activations(
     states, # (T, H) state of each unit at each step
     tokens=None, # T strings to write below the steps; None for step numbers
@@ -157,7 +176,8 @@ def plot_activations(
     "Draw the states of all units over time as a heatmap: blue is negative, white is 0, orange is positive."
     states = _checked("states", states, 2)
     T, H = states.shape
-    if tokens is not None and len(tokens) != T: raise ValueError(f"tokens: expected {T}, one per step, got {len(tokens)}")
+    if tokens is not None and len(tokens) != T:
+        raise ValueError(f"tokens: expected {T}, one per step, got {len(tokens)}")
     limit = max(1, np.abs(states).max(initial=0))
     with _axes(ax, height=min(1.3 + 0.2 * H, 4.5)) as ax:
         image = ax.imshow(states.T, cmap=_DIVERGING, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
@@ -166,20 +186,7 @@ def plot_activations(
         bar.ax.set_yticklabels([f"−{limit:.3g}", "0", f"{limit:.3g}"])
         bar.outline.set_visible(False)
 
-# %% ../nbs/00a_plotting.ipynb #c037
-def _label_activations(ax, units, tokens, title):
-    "The labels around a heatmap of activations."
-    ax.grid(False)
-    ax.set_ylabel("unit")
-    if units <= 12: ax.set_yticks(range(units))
-    if tokens is None: ax.set_xlabel("step")
-    else:
-        words = [_visible(token) for token in tokens]
-        turn = 90 if max(map(len, words), default=0) > 2 else 0
-        ax.set_xticks(range(len(words)), words, family="monospace", rotation=turn, fontsize=min(9, 420 / max(len(words), 1)))
-    if title: ax.set_title(title)
-
-# %% ../nbs/00a_plotting.ipynb #c042
+# %% ../nbs/00a_plotting.ipynb #c046
 @dataclass(frozen=True, repr=False)
 class HTML:
     "A piece of HTML that a notebook shows."
@@ -188,6 +195,7 @@ class HTML:
     def _repr_html_(self): return self.source
     def __repr__(self): return f"HTML of {len(self.source)} characters"
 
+# %% ../nbs/00a_plotting.ipynb #c047
 @dataclass(frozen=True, repr=False)
 class SVG:
     "A drawing that a notebook shows."
@@ -196,57 +204,63 @@ class SVG:
     def _repr_svg_(self): return self.source
     def __repr__(self): return f"SVG of {len(self.source)} characters"
 
-# %% ../nbs/00a_plotting.ipynb #c046
+# %% ../nbs/00a_plotting.ipynb #c051
 def _mix(color, share):
     "`color` on white paper: `share` 0 is white, 1 the color itself."
     return to_hex([1 - share * (1 - part) for part in to_rgb(color)])
 
+# %% ../nbs/00a_plotting.ipynb #c052
 def _text_card(text, colors, legend):
     "Text on a white card, each character on its color; neighbors of equal color share one span."
-    spans, start = [], 0
+    colors, spans, start = list(colors), [], 0
     for end in range(1, len(text) + 1):
         if end == len(text) or colors[end] != colors[start]:
             spans.append(f'<span style="background:{colors[start]}">{html.escape(text[start:end])}</span>')
             start = end
-    swatches = [f'<span style="background:{color};padding:.1em .6em;border-radius:4px">{html.escape(name)}</span>' for name, color in legend]
+    tag = '<span style="background:{};padding:.1em .6em;border-radius:4px">{}</span>'
+    swatches = [tag.format(color, html.escape(name)) for name, color in legend]
     return HTML(
         f'<div style="background:#ffffff;color:{_INK};border-radius:12px;padding:.9em 1.1em">'
         f'<div style="font:14px/1.6 monospace;white-space:pre-wrap;overflow-wrap:anywhere">{"".join(spans)}</div>'
         f'<div style="font:12px/1.6 sans-serif;margin-top:.7em">{"".join(swatches)}</div></div>'
     )
 
+# %% ../nbs/00a_plotting.ipynb #c053
 def _per_character(name, text, values):
     "`values` as an array with one entry for each character of `text`."
     values = _checked(name, values, 1)
-    if len(values) != len(text): raise ValueError(f"{name}: expected ({len(text)},), one per character of text, got {values.shape}")
+    if len(values) != len(text):
+        raise ValueError(f"{name}: expected ({len(text)},), one per character of text, got {values.shape}")
     return values
 
-# %% ../nbs/00a_plotting.ipynb #c047
+# %% ../nbs/00a_plotting.ipynb #c054
 def show_text(
     text: str, # the text to show
     values, # (N,) one value per character, such as a unit's activation; below -1 counts as -1, above 1 as 1
 ) -> HTML: # shown by a notebook
     "Show text with each character colored by its value: blue is negative, white is 0, orange is positive."
     values = _per_character("values", text, values)
-    def shade(value):  # in tenths, so that neighbors often share a span; blue stops short of where ink would be hard to read
-        value = round(float(np.clip(value, -1, 1)), 1)
-        return _mix(COLORS["g"], value) if value >= 0 else _mix(COLORS["h"], -0.75 * value)
-    return _text_card(text, [shade(value) for value in values], [("−1", shade(-1)), ("0", shade(0)), ("+1", shade(1))])
+    def shade(value):
+        value = round(float(np.clip(value, -1, 1)), 1)  # in tenths, so that neighbors often share a span
+        if value >= 0: return _mix(COLORS["g"], value)
+        return _mix(COLORS["h"], -0.75 * value)  # a blue on which ink can still be read
+    return _text_card(text, map(shade, values), [("−1", shade(-1)), ("0", shade(0)), ("+1", shade(1))])
 
-# %% ../nbs/00a_plotting.ipynb #c055
+# %% ../nbs/00a_plotting.ipynb #c063
 def plot_connectivity(
     text: str, # the characters that were read
     magnitudes, # (N,) magnitude of the gradient of an output with respect to each character, >= 0
 ) -> HTML: # shown by a notebook
     "Show which characters an output depends on: the darker, the larger the gradient, relative to the largest."
     magnitudes = _per_character("magnitudes", text, magnitudes)
-    if (magnitudes < 0).any(): raise ValueError(f"magnitudes: expected values >= 0, got {magnitudes.min()}")
+    if (magnitudes < 0).any():
+        raise ValueError(f"magnitudes: expected values >= 0, got {magnitudes.min()}")
     largest = magnitudes.max(initial=0)
     shares = np.round(magnitudes / (largest or 1), 1)
     shade = lambda share: _mix(COLORS["y"], 0.85 * share)
-    return _text_card(text, [shade(share) for share in shares], [("gradient 0", shade(0)), (f"{largest:.2g}", shade(1))])
+    return _text_card(text, map(shade, shares), [("gradient 0", shade(0)), (f"{largest:.2g}", shade(1))])
 
-# %% ../nbs/00a_plotting.ipynb #c060
+# %% ../nbs/00a_plotting.ipynb #c068
 _MATH, _SANS = "'STIX Two Text','Times New Roman',Times,serif", "Helvetica,Arial,sans-serif"
 
 def _label(x, y, text, size=19, family=_MATH, anchor="middle"):
@@ -259,28 +273,33 @@ def _label(x, y, text, size=19, family=_MATH, anchor="middle"):
             style += f' font-size="{0.68 * size:.1f}"' if lower else ""
             style += f' dy="{0.25 * size * (lower - level):.1f}"' if lower != level else ""
             spans, level = spans + f"<tspan{style}>{html.escape(piece)}</tspan>", lower
-    return f'<text x="{x:g}" y="{y + 0.33 * size:g}" font-family="{family}" font-size="{size}" text-anchor="{anchor}" fill="{_INK}">{spans}</text>'
+    place = f'x="{x:g}" y="{y + 0.33 * size:g}" text-anchor="{anchor}" fill="{_INK}"'
+    return f'<text {place} font-family="{family}" font-size="{size}">{spans}</text>'
 
-# %% ../nbs/00a_plotting.ipynb #c062
+# %% ../nbs/00a_plotting.ipynb #c070
 def _box(x, y, label, color, width=100, family=_MATH):
     "A learned layer: a box around (x, y)."
     place = f'x="{x - width / 2:g}" y="{y - 24}" width="{width}" height="48" rx="8"'
-    return f'<rect {place} fill="{_mix(color, 0.16)}" stroke="{color}" stroke-width="2"/>' + _label(x, y, label, family=family)
+    box = f'<rect {place} fill="{_mix(color, 0.16)}" stroke="{color}" stroke-width="2"/>'
+    return box + _label(x, y, label, family=family)
 
+# %% ../nbs/00a_plotting.ipynb #c071
 def _circle(x, y, label, size=14):
     "A pointwise operation: a circle around (x, y)."
-    return f'<circle cx="{x}" cy="{y}" r="22" fill="#ffffff" stroke="{_INK}" stroke-width="2"/>' + _label(x, y, label, size, _SANS)
+    circle = f'<circle cx="{x}" cy="{y}" r="22" fill="#ffffff" stroke="{_INK}" stroke-width="2"/>'
+    return circle + _label(x, y, label, size, _SANS)
 
 def _dot(x, y, color):
     "A place where an arrow branches off."
     return f'<circle cx="{x}" cy="{y}" r="4" fill="{color}"/>'
 
-# %% ../nbs/00a_plotting.ipynb #c064
+# %% ../nbs/00a_plotting.ipynb #c073
 def _toward(start, end, distance):
     "The point at `distance` from `start` on the way to `end`."
     share = distance / math.dist(start, end)
     return start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1])
 
+# %% ../nbs/00a_plotting.ipynb #c074
 def _arrow(*points, color=_INK, dashed=False):
     "An arrow along a chain of points, with rounded corners and its head at the last one."
     write = lambda point: f"{point[0]:.4g} {point[1]:.4g}"
@@ -294,30 +313,33 @@ def _arrow(*points, color=_INK, dashed=False):
     line = f'<path d="{path}L{write(neck)}" fill="none" stroke="{color}" stroke-width="2"{dash}/>'
     return line + f'<path d="M{write(tip)}L{write(left)}L{write(right)}Z" fill="{color}"/>'
 
-# %% ../nbs/00a_plotting.ipynb #c067
+# %% ../nbs/00a_plotting.ipynb #c077
 def _drawing(parts, width, height, title, description):
     "The parts, each a group, on a white card with rounded corners; no ids, so that many drawings fit on one page."
     groups = "".join(f"<g>{part}</g>" for part in parts)
     return SVG(
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
-        f'style="max-width:100%;height:auto"><title>{html.escape(title)}</title><desc>{html.escape(description)}</desc>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'role="img" style="max-width:100%;height:auto">'
+        f'<title>{html.escape(title)}</title><desc>{html.escape(description)}</desc>'
         f'<rect width="{width}" height="{height}" rx="12" fill="#ffffff"/>{groups}</svg>'
     )
 
-# %% ../nbs/00a_plotting.ipynb #c069
+# %% ../nbs/00a_plotting.ipynb #c079
 def _rnn_cell():
     "Width, height, description and parts of the simple recurrent cell."
     x, h = COLORS["x"], COLORS["h"]
     frame = f'<rect x="146" y="76" width="372" height="180" rx="14" fill="{_PALE}" stroke="#d3d9df" stroke-width="1.5"/>'
+    back = [(548, 126), (548, 44), (116, 44), (116, 124)]
     return 660, 330, "h(t) = tanh(W_ih x(t) + b_ih + W_hh h(t-1) + b_hh)", [
-        frame + _arrow((366, 288), (366, 233), color=x) + _label(366, 304, "x_t") + _box(366, 208, "W_{ih}, b_{ih}", x),
-        _arrow((90, 126), (184, 126), color=h) + _label(62, 126, "h_{t−1}") + _box(236, 126, "W_{hh}, b_{hh}", h),
+        frame + _label(366, 304, "x_t") + _arrow((366, 288), (366, 233), color=x) + _box(366, 208, "W_{ih}, b_{ih}", x),
+        _label(62, 126, "h_{t−1}") + _arrow((90, 126), (184, 126), color=h) + _box(236, 126, "W_{hh}, b_{hh}", h),
         _arrow((286, 126), (343, 126), color=h) + _arrow((366, 184), (366, 149), color=x) + _circle(366, 126, "+", 24),
         _arrow((388, 126), (433, 126)) + _circle(456, 126, "tanh"),
         _arrow((478, 126), (590, 126), color=h) + _label(612, 126, "h_t"),
-        _dot(548, 126, h) + _arrow((548, 126), (548, 44), (116, 44), (116, 124), color=h, dashed=True) + _label(332, 26, "to the next step", 14, _SANS),
+        _dot(548, 126, h) + _arrow(*back, color=h, dashed=True) + _label(332, 26, "to the next step", 14, _SANS),
     ]
 
+# %% ../nbs/00a_plotting.ipynb #c080
 _CELLS = {"rnn": _rnn_cell}
 
 def draw_cell(
@@ -327,28 +349,37 @@ def draw_cell(
     "Draw a cell as a diagram that grows part by part: a box is a learned layer, a circle acts on each unit alone."
     if kind not in _CELLS: raise ValueError(f"kind: expected one of {', '.join(map(repr, _CELLS))}, got {kind!r}")
     width, height, equation, parts = _CELLS[kind]()
-    if step is not None and not 1 <= step <= len(parts): raise ValueError(f"step: expected 1 to {len(parts)}, got {step}")
+    if step is not None and not 1 <= step <= len(parts):
+        raise ValueError(f"step: expected 1 to {len(parts)}, got {step}")
     return _drawing(parts[:step], width, height, f"The {kind.upper()} cell", equation)
 
-# %% ../nbs/00a_plotting.ipynb #c079
+# %% ../nbs/00a_plotting.ipynb #c096
+def _unrolled_step(t, gap, row, gradient):
+    "Step `t` of an unrolled network: input, cell, output, state, and the two gradients on their way back."
+    x, h, y = COLORS["x"], COLORS["h"], COLORS["y"]
+    at, off = gap * t - 5, 9 * gradient  # arrows that come in pairs stand this far from the middle
+    part = _label(at, 270, f"x_{t}") + _arrow((at, 252), (at, row + 25), color=x) + _box(at, row, "cell", h, 80, _SANS)
+    part += _arrow((at - off, row - 25), (at - off, 60), color=y) + _label(at, 38, f"y_{t}")
+    part += _arrow((at + 41, row - off), (at + gap - 42, row - off), color=h)
+    part += _label(at + gap / 2, row - 20 - off, f"h_{t}")
+    if gradient:
+        end = 54 if t == 1 else at - gap + 42  # the label h_0, or the cell before
+        part += _arrow((at + off, 60), (at + off, row - 26), color=y, dashed=True)
+        part += _label(at + 18, 92, f"∂L/∂y_{t}", 14, anchor="start")
+        part += _arrow((at - 41, row + off), (end, row + off), color=y, dashed=True)
+        part += _label((at + end) / 2 - 20, row + 20 + off, f"∂L/∂h_{t - 1}", 14)
+    return part
+
+# %% ../nbs/00a_plotting.ipynb #c097
 def draw_unrolled(
     steps: int = 3, # number of time steps to draw, 1 to 8
     gradient: bool = False, # also draw the way of the gradient, from the outputs back through time?
 ) -> SVG: # shown by a notebook
-    "Draw a network unrolled over time, one box per step and all of them the same cell; dashed arrows are the gradient's way back."
+    "Draw a network unrolled over time, every box the same cell; dashed arrows are the gradient's way back."
     if not 1 <= steps <= 8: raise ValueError(f"steps: expected 1 to 8, got {steps}")
-    x, h, y = COLORS["x"], COLORS["h"], COLORS["y"]
-    gap, row, off = 156, 150, 9 * gradient  # between cells, height of the chain, half the distance of a pair of arrows
-    parts = [_label(34, row, "h_0") + _arrow((54, row - off), (109, row - off), color=h)]
-    for t in range(1, steps + 1):
-        at = gap * t - 5
-        part = _label(at, 270, f"x_{t}") + _arrow((at, 252), (at, row + 25), color=x) + _box(at, row, "cell", h, 80, _SANS)
-        part += _arrow((at - off, row - 25), (at - off, 60), color=y) + _label(at, 38, f"y_{t}")
-        part += _arrow((at + 41, row - off), (at + gap - 42, row - off), color=h) + _label(at + gap / 2, row - 20 - off, f"h_{t}")
-        if gradient:
-            part += _arrow((at + off, 60), (at + off, row - 26), color=y, dashed=True) + _label(at + 18, 92, f"∂L/∂y_{t}", 14, anchor="start")
-            end = 54 if t == 1 else at - gap + 42
-            part += _arrow((at - 41, row + off), (end, row + off), color=y, dashed=True) + _label((at + end) / 2 - 20, row + 20 + off, f"∂L/∂h_{t - 1}", 14)
-        parts.append(part)
-    about = "Every cell reads an input and the state before it" + ("; the gradient flows from the outputs back to the start." if gradient else ".")
+    gap, row = 156, 150  # from cell to cell; height of the chain
+    start = _label(34, row, "h_0") + _arrow((54, row - 9 * gradient), (109, row - 9 * gradient), color=COLORS["h"])
+    parts = [start] + [_unrolled_step(t, gap, row, gradient) for t in range(1, steps + 1)]
+    back = " The gradient flows from the outputs back to the start." if gradient else ""
+    about = "Every cell reads an input and the state before it, and writes the state after it." + back
     return _drawing(parts, gap * (steps + 1) - 20, 300, f"A recurrent network unrolled over {steps} steps", about)
