@@ -51,7 +51,7 @@ bench: $(READY)  ## measure speed side by side (takes minutes; results are print
 
 clean:  ## remove what was built (the environment in .venv stays)
 	rm -rf _build build dist *.egg-info .pytest_cache .hypothesis
-	find nbs rnnbook tests book benchmarks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+	find . -name .venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -print | xargs rm -rf
 
 # The environment is made once, and again only when what it is made from has changed.
 $(READY): settings.ini setup.py pyproject.toml $(CONSTRAINTS)
