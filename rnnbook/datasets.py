@@ -47,7 +47,7 @@ def read_text(
         except ValueError as error: raise ValueError(f"{path}: {str(error).removeprefix('text: ')}") from None
     return text
 
-# %% ../nbs/01a_datasets.ipynb #c018
+# %% ../nbs/01a_datasets.ipynb #c019
 def load_pairs(
     path, # zip with one text file (and perhaps notes, whose names begin with `_`)
 ) -> list: # (sentence, translation) for each line
@@ -64,7 +64,7 @@ def load_pairs(
         if len(pair) < 2: raise ValueError(f"{path}/{name}: line {n}: expected a tab between two sentences, got {pair[0]!r}")
     return pairs
 
-# %% ../nbs/01a_datasets.ipynb #c021
+# %% ../nbs/01a_datasets.ipynb #c023
 def load_piano_rolls(
     path, # MATLAB file with the cell arrays `traindata`, `validdata`, `testdata`
 ) -> dict: # "train", "valid", "test" -> list of (T, 88) float64 arrays of 0 and 1
@@ -77,7 +77,7 @@ def load_piano_rolls(
     cells = scipy.io.loadmat(path)
     return {part: [roll.astype(np.float64) for roll in cells[f"{part}data"][0]] for part in ("train", "valid", "test")}
 
-# %% ../nbs/01a_datasets.ipynb #c026
+# %% ../nbs/01a_datasets.ipynb #c029
 class Dataset(NamedTuple):
     "What there is to know of a data set."
     filename: str # its place in the folder `RNNBOOK_DATA`, and in the cache
@@ -88,7 +88,7 @@ class Dataset(NamedTuple):
     content: str # what it is
     loader: Callable # path -> data
 
-# %% ../nbs/01a_datasets.ipynb #c027
+# %% ../nbs/01a_datasets.ipynb #c030
 _GITHUB = "https://raw.githubusercontent.com"
 
 DATASETS = {
@@ -106,7 +106,7 @@ DATASETS = {
         "Bach is in the public domain, repository MIT", "382 chorales by J. S. Bach as piano rolls, in training, validation and test", load_piano_rolls),
 }
 
-# %% ../nbs/01a_datasets.ipynb #c030
+# %% ../nbs/01a_datasets.ipynb #c033
 def _sha256(path):
     "The checksum of a file."
     with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
@@ -118,7 +118,7 @@ def _download(d, cache):
         import pooch
     return Path(pooch.retrieve(d.url, f"sha256:{d.sha256}", d.filename, cache or pooch.os_cache("rnnbook")))
 
-# %% ../nbs/01a_datasets.ipynb #c031
+# %% ../nbs/01a_datasets.ipynb #c034
 def fetch(
     name: str, # a key of `DATASETS`
     *,
@@ -139,6 +139,7 @@ def fetch(
     try: return _download(d, cache)
     except OSError as error: raise FileNotFoundError(f"{name}: no answer from {d.url} ({type(error).__name__}); {by_hand}") from error
 
+# %% ../nbs/01a_datasets.ipynb #c035
 def load(
     name: str, # a key of `DATASETS`
 ): # what the data set's loader returns
@@ -146,7 +147,7 @@ def load(
     path = fetch(name)
     return DATASETS[name].loader(path)
 
-# %% ../nbs/01a_datasets.ipynb #c037
+# %% ../nbs/01a_datasets.ipynb #c041
 _MODULES = """argparse ast bisect calendar cmd configparser contextlib copy csv dataclasses difflib doctest enum filecmp fileinput fnmatch
 fractions functools getopt glob graphlib gzip heapq imaplib inspect ipaddress mailbox netrc numbers optparse pdb plistlib pprint queue random
 reprlib sched selectors shelve shlex shutil smtplib socketserver statistics subprocess tempfile textwrap threading timeit trace typing uuid
@@ -159,7 +160,7 @@ def _module_source(name):
     if source is None: raise FileNotFoundError(f"{name}: the source of this standard module is not installed")
     return source
 
-# %% ../nbs/01a_datasets.ipynb #c039
+# %% ../nbs/01a_datasets.ipynb #c043
 def _split(texts):
     "Join texts by name into one to train on and one to hold out, which is a tenth of the names and has no character that the other lacks."
     held = {name for name in texts if zlib.crc32(name.encode()) % 10 == 0}
@@ -168,7 +169,7 @@ def _split(texts):
     known = set(train)
     return train, "\n".join(line for line in lines if known.issuperset(line))
 
-# %% ../nbs/01a_datasets.ipynb #c045
+# %% ../nbs/01a_datasets.ipynb #c050
 def _without_repeats(texts):
     "Texts by name in which no paragraph comes twice, in one or in two of them, however it is wrapped or indented."
     seen, kept = set(), {}
@@ -182,7 +183,7 @@ def _without_repeats(texts):
         if fresh: kept[name] = "\n\n".join(fresh) + "\n"
     return kept
 
-# %% ../nbs/01a_datasets.ipynb #c047
+# %% ../nbs/01a_datasets.ipynb #c052
 def english_prose() -> tuple: # text to train on, text held out
     """English prose: Python's reference manual, each paragraph once, split by topic. The text depends on the version of Python.
 
@@ -191,6 +192,7 @@ def english_prose() -> tuple: # text to train on, text held out
     from pydoc_data.topics import topics
     return _split(_without_repeats(topics))
 
+# %% ../nbs/01a_datasets.ipynb #c053
 def python_source() -> tuple: # text to train on, text held out
     """Python source: modules of the standard library, split by file. The text depends on the version of Python.
 
