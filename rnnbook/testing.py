@@ -94,8 +94,8 @@ def gradient_check(
     errors, wrong = {}, []
     for name, array in params.items():
         if name not in grads: raise ValueError(f"grads: expected a gradient for {name!r}, got {list(grads)}")
-        analytic, numeric = _array(grads[name]), numeric_gradient(lambda moved: loss({**params, name: moved}), array, eps)
-        errors[name], complaint = _compare(analytic, numeric, floor, tol)
+        numeric = numeric_gradient(lambda moved: loss({**params, name: moved}), array, eps)
+        errors[name], complaint = _compare(_array(grads[name]), numeric, floor, tol)
         if complaint: wrong.append(f"gradient of {name}: {complaint}")
     if wrong: raise AssertionError("\n".join(wrong))
     return errors
@@ -139,7 +139,8 @@ def assert_parity(
 ):
     """Raise an AssertionError unless two results agree: |actual - expected| <= tol * max(1, max |expected|).
 
-    Shapes must be equal (nothing is broadcast), keys too. NaN agrees with nothing, an infinity with itself. Float types may differ.
+    Shapes must be equal (nothing is broadcast), keys too. NaN agrees with nothing, an infinity with itself.
+    Float types may differ.
     """
     if isinstance(expected, dict):
         keys = list(actual) if isinstance(actual, dict) else type(actual).__name__
@@ -147,6 +148,7 @@ def assert_parity(
             raise AssertionError(f"{name}: expected keys {list(expected)}, got {keys}")
         for key in expected: assert_parity(actual[key], expected[key], tol=tol, name=f"{name}[{key!r}]")
     elif isinstance(expected, (tuple, list)):
-        if len(actual) != len(expected): raise AssertionError(f"{name}: expected {len(expected)} items, got {len(actual)}")
+        if len(actual) != len(expected):
+            raise AssertionError(f"{name}: expected {len(expected)} items, got {len(actual)}")
         for i in range(len(expected)): assert_parity(actual[i], expected[i], tol=tol, name=f"{name}[{i}]")
     else: _assert_close(_array(actual), _array(expected), tol, name)
