@@ -11,7 +11,7 @@ import math
 import numpy as np
 import torch
 
-# %% ../nbs/01b_feedforward.ipynb #c015
+# %% ../nbs/01b_feedforward.ipynb #c018
 def _check_linear(x, weight, bias):
     "An error that names the argument if a shape or a type does not fit."
     if not np.issubdtype(x.dtype, np.floating): raise TypeError(f"x: expected a float array, got {x.dtype}")
@@ -23,7 +23,7 @@ def _check_linear(x, weight, bias):
         if array is not None and array.dtype != x.dtype:
             raise TypeError(f"{name}: expected {x.dtype} like x, got {array.dtype}")
 
-# %% ../nbs/01b_feedforward.ipynb #c016
+# %% ../nbs/01b_feedforward.ipynb #c019
 def linear_forward(
     x: np.ndarray, # (..., I) inputs, any number of leading axes
     weight: np.ndarray, # (O, I)
@@ -38,7 +38,7 @@ def linear_forward(
     if bias is not None: y += bias
     return y.reshape(*x.shape[:-1], len(weight)), dict(x=x, weight=weight, bias=bias)
 
-# %% ../nbs/01b_feedforward.ipynb #c019
+# %% ../nbs/01b_feedforward.ipynb #c022
 def linear_backward(
     d_y: np.ndarray, # (..., O) gradient of the loss with respect to the output
     tape: dict, # from `linear_forward`
@@ -55,14 +55,14 @@ def linear_backward(
     if tape["bias"] is not None: grads["bias"] = d_rows.sum(0)
     return grads
 
-# %% ../nbs/01b_feedforward.ipynb #c024
+# %% ../nbs/01b_feedforward.ipynb #c028
 def bits_per_character(
     nats, # mean cross-entropy in nats, a number or an array
 ): # the same in bits
     "Cross-entropy in bits: nats / ln 2. 1 bit is one fair yes-or-no question."
     return nats / math.log(2)
 
-# %% ../nbs/01b_feedforward.ipynb #c029
+# %% ../nbs/01b_feedforward.ipynb #c033
 def _check_targets(logits, targets, mask):
     "Logits and targets with 0 where the mask is False; an error that names the argument if one does not fit."
     targets, V = np.asarray(targets), logits.shape[-1]
@@ -78,7 +78,7 @@ def _check_targets(logits, targets, mask):
     if wrong.size: raise ValueError(f"targets: expected values from 0 to V - 1 = {V - 1}, got {wrong[0]}")
     return logits, targets
 
-# %% ../nbs/01b_feedforward.ipynb #c030
+# %% ../nbs/01b_feedforward.ipynb #c034
 def softmax_cross_entropy(
     logits: np.ndarray, # (..., V) scores, any real numbers
     targets: np.ndarray, # (...) integers from 0 to V - 1, the right answers
@@ -102,7 +102,7 @@ def softmax_cross_entropy(
     tape = dict(probabilities=probabilities, targets=targets, mask=mask, count=count)
     return float(loss) / max(count, 1), tape
 
-# %% ../nbs/01b_feedforward.ipynb #c033
+# %% ../nbs/01b_feedforward.ipynb #c037
 def softmax_cross_entropy_backward(
     tape: dict, # from `softmax_cross_entropy`
     d_loss: float = 1.0, # gradient of what follows with respect to the loss
@@ -115,7 +115,7 @@ def softmax_cross_entropy_backward(
     if tape["mask"] is not None: d_logits[~tape["mask"]] = 0
     return d_logits
 
-# %% ../nbs/01b_feedforward.ipynb #c039
+# %% ../nbs/01b_feedforward.ipynb #c045
 def window_init(
     window: int, # W, characters seen at once
     input_size: int, # I, entries of each character's vector
@@ -134,7 +134,7 @@ def window_init(
         params[f"bias_{name}"] = rng.uniform(-bound, bound, outputs).astype(dtype)
     return params
 
-# %% ../nbs/01b_feedforward.ipynb #c040
+# %% ../nbs/01b_feedforward.ipynb #c046
 def window_forward(
     x: np.ndarray, # (B, W, I) the vectors of W successive characters
     params: dict, # parameters, see `window_init`
@@ -155,7 +155,7 @@ def _check_window(x, weight):
     if x.ndim != 3 or x.shape[1] * x.shape[2] != weight.shape[1]:
         raise ValueError(f"x: expected (B, W, I) with W * I = {weight.shape[1]}, got {tuple(x.shape)}")
 
-# %% ../nbs/01b_feedforward.ipynb #c042
+# %% ../nbs/01b_feedforward.ipynb #c048
 def window_backward(
     d_logits: np.ndarray, # (B, O) gradient of the loss with respect to the outputs
     tape: dict, # from `window_forward`
@@ -167,7 +167,7 @@ def window_backward(
     return {"x": hidden["x"].reshape(tape["shape"]), "weight_ih": hidden["weight"], "bias_ih": hidden["bias"],
             "weight_ho": readout["weight"], "bias_ho": readout["bias"]}
 
-# %% ../nbs/01b_feedforward.ipynb #c046
+# %% ../nbs/01b_feedforward.ipynb #c054
 class WindowNetwork(torch.nn.Module):
     "The window network in PyTorch; its parameters have the names and shapes of `window_init`."
     def __init__(self,
