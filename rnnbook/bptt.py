@@ -80,34 +80,52 @@ def _ends(mask, T, B):
 
 # %% ../nbs/03_bptt.ipynb #c045
 TORCH_DERIVATIVES = {
-    "tanh": lambda h: torch.addcmul(h.new_ones(()), h, h, value=-1),  # 1 - h², in one pass
+    "tanh": lambda h: torch.addcmul(h.new_ones(()), h, h, value=-1),  # 1 - h²
     "relu": lambda h: (h > 0).to(h.dtype),
     "sigmoid": lambda h: torch.addcmul(h, h, h, value=-1),            # h - h²
 }
 
-# %% ../nbs/03_bptt.ipynb #c047
+# %% ../nbs/03_bptt.ipynb #c048
+def _arriving(d_output, d_state, h, mask):
+    "What reaches each of the states h_0 to h_T from outside, as a list of (B, H)."
+    T, B, H = h[1:].shape
+    zeros = h.new_zeros(1, B, H)
+    if d_output is None: d_output = zeros.expand(T, B, H)
+    if mask is None:
+        arriving = [zeros[0], *d_output.unbind(0)]
+        if d_state is not None: arriving[T] = arriving[T] + d_state
+        return arriving
+    arriving = torch.cat([zeros, d_output.masked_fill(~mask, 0)])  # (T+1, B, H)
+    if d_state is not None: arriving[_ends(mask, T, B)] += d_state
+    return arriving.unbind(0)
+
+# %% ../nbs/03_bptt.ipynb #c050
+_TILE = 2**19 # numbers in a tile of steps: 2 MB in float32
+
 def _gradients(d_output, d_state, x, h, weight_ih, weight_hh, mask, nonlinearity, needed):
     "Gradients for x, h0 and the four parameters; None where `needed` says so."
     (T, B, I), H = x.shape, weight_hh.shape[0]
-    if d_output is None: d_output = h.new_zeros(()).expand(T, B, H)
-    d_h = torch.cat([h.new_zeros(1, B, H), d_output])  # (T+1, B, H)
-    d_a = TORCH_DERIVATIVES[nonlinearity](h[1:])       # (T, B, H), so far only the slopes
-    if mask is not None:
-        for buffer in (d_h[1:], d_a): buffer.masked_fill_(~mask, 0)
-    if d_state is not None: d_h[_ends(mask, T, B)] += d_state
-    d_h_steps, d_a_steps = d_h.unbind(0), d_a.unbind(0)
-    for t in reversed(range(T)):
-        d_a_steps[t].mul_(d_h_steps[t + 1])           # (1)
-        d_h_steps[t].addmm_(d_a_steps[t], weight_hh)  # (2)
-    d_a = d_a.view(T * B, H)
-    d_bias = d_a.sum(0) if needed[4] or needed[5] else None
-    return ((d_a @ weight_ih).view(T, B, I) if needed[0] else None,
-            d_h[0].clone() if needed[1] else None,
-            d_a.t() @ x.reshape(T * B, I) if needed[2] else None,
-            d_a.t() @ h[:-1].view(T * B, H) if needed[3] else None,
-            d_bias if needed[4] else None, d_bias if needed[5] else None)
+    arriving = _arriving(d_output, d_state, h, mask)
+    d_h = arriving[T].clone()                               # (B, H), the carried gradient
+    d_x, d_bias = x.new_empty(T, B, I), x.new_zeros(H)
+    d_weight_ih, d_weight_hh = torch.zeros_like(weight_ih), torch.zeros_like(weight_hh)
+    tile = max(1, _TILE // max(1, B * H))
+    for stop in range(T, 0, -tile):
+        start = max(0, stop - tile)
+        d_a = TORCH_DERIVATIVES[nonlinearity](h[start + 1:stop + 1])  # so far only the slopes
+        if mask is not None: d_a.masked_fill_(~mask[start:stop], 0)
+        steps, rows = d_a.unbind(0), d_a.flatten(0, 1)
+        for t in reversed(range(start, stop)):
+            d_a_t = steps[t - start].mul_(d_h)                    # (1)
+            torch.addmm(arriving[t], d_a_t, weight_hh, out=d_h)   # (2)
+        if needed[0]: torch.mm(rows, weight_ih, out=d_x[start:stop].flatten(0, 1))
+        if needed[2]: d_weight_ih.addmm_(rows.t(), x[start:stop].flatten(0, 1))
+        if needed[3]: d_weight_hh.addmm_(rows.t(), h[start:stop].flatten(0, 1))
+        if needed[4] or needed[5]: d_bias += rows.sum(0)
+    grads = d_x, d_h, d_weight_ih, d_weight_hh, d_bias, d_bias
+    return tuple(grad if need else None for grad, need in zip(grads, needed))
 
-# %% ../nbs/03_bptt.ipynb #c049
+# %% ../nbs/03_bptt.ipynb #c052
 class RNNFunction(torch.autograd.Function):
     """A recurrent layer whose backward pass is written by hand; it keeps inputs and states only.
 
@@ -142,9 +160,9 @@ class RNNFunction(torch.autograd.Function):
             raise RuntimeError("create_graph: expected False, as this gradient has no graph of its "
                                "own; got True (RNNLayer supports it)")
         return *_gradients(d_output, d_state, *ctx.saved_tensors, ctx.nonlinearity,
-                           ctx.needs_input_grad), None, None
+                           ctx.needs_input_grad[:6]), None, None
 
-# %% ../nbs/03_bptt.ipynb #c054
+# %% ../nbs/03_bptt.ipynb #c057
 class BPTTLayer(RNNLayer):
     "`RNNLayer` with its backward pass written by hand: the same face and `state_dict`, faster."
     def forward(self,

@@ -117,6 +117,17 @@ def test_function_passes_gradcheck(nonlinearity, bias, lengths):
     assert torch.autograd.gradcheck(lambda *t: RNNFunction.apply(*t, *biases, mask, nonlinearity), leaves)
 
 
+@pytest.mark.parametrize("tile", [1, 3, 7, 100])
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu", "sigmoid"])
+@pytest.mark.parametrize("lengths", [None, [13, 5, 0, 6]])
+def test_tiles_of_any_size_give_the_same_gradients(tile, nonlinearity, lengths, monkeypatch):
+    monkeypatch.setattr("rnnbook.bptt._TILE", tile * 4 * 5)  # `tile` steps at a time
+    params, (x, h0, d_output, d_state) = rnn_init(3, 5, rng=np.random.default_rng(0)), problem(13, 4)
+    _, grads = torch_answers(layer_of(params, nonlinearity=nonlinearity), x, h0, d_output, d_state, lengths=lengths)
+    tape = rnn_forward(x, params, h0, lengths=lengths, nonlinearity=nonlinearity)[2]
+    assert_parity(grads, tuple(rnn_backward(d_output, d_state, tape).values()))
+
+
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu", "sigmoid"])
 def test_slopes(nonlinearity):
     a = np.array([-2.0, -0.5, -1e-3, 1e-3, 0.4, 3.0])
