@@ -222,7 +222,7 @@ def main():
         print("\nStopped.", file=sys.stderr)
         return 130
     if not options.in_place:
-        if left := sorted(files_of(source) - before):
+        if left := sorted(path for path in files_of(source) - before if folder not in path.parents):
             print(f"The notebooks left files in {source}: {', '.join(path.name for path in left)}", file=sys.stderr)
             return 1
         print(f"{len(paths)} notebooks ran in {time.perf_counter() - started:.0f} s.")
