@@ -12,7 +12,7 @@ import numpy as np
 
 # %% ../nbs/01_sequences.ipynb #c012
 def _integers(name, values, size=None, vector=None):
-    "`values` as an integer array, each below `size` and of shape `vector` if that is given, or an error that names the argument."
+    "`values` as integers below `size`, of shape `vector` if given, or an error that names the argument."
     array = np.asarray(values.cpu() if hasattr(values, "cpu") else values)
     if array.size == 0: array = array.astype(np.int64)  # an empty list has no type of its own
     if not np.issubdtype(array.dtype, np.integer): raise TypeError(f"{name}: expected integers, got {array.dtype}")
@@ -24,12 +24,14 @@ def _integers(name, values, size=None, vector=None):
 # %% ../nbs/01_sequences.ipynb #c013
 @dataclass(frozen=True)
 class Vocabulary:
-    "The tokens there are, each with its place in the list as its id: characters as a rule, but any strings will do."
+    "The tokens there are, each with its place as its id: characters as a rule, but any strings will do."
     tokens: tuple # V different strings; the id of a token is its place here
 
     def __post_init__(self):
         object.__setattr__(self, "tokens", tuple(self.tokens))
-        if len(self._ids) < len(self.tokens): raise ValueError(f"tokens: expected each once, got {len(self.tokens)} of which {len(self._ids)} differ")
+        different, count = len(self._ids), len(self.tokens)
+        if different < count:
+            raise ValueError(f"tokens: expected each once, got {count} of which {different} differ")
 
     @classmethod
     def from_text(cls,
@@ -52,7 +54,8 @@ class Vocabulary:
         """
         try: return np.fromiter(map(self._ids.__getitem__, text), np.int64, len(text))
         except KeyError as error: token = error.args[0]
-        raise ValueError(f"text: expected tokens of the vocabulary ({len(self)} of them), got {token!r} at offset {list(text).index(token)}")
+        raise ValueError(f"text: expected tokens of the vocabulary ({len(self)} of them), "
+                         f"got {token!r} at offset {list(text).index(token)}")
 
     def decode(self,
         ids, # (N,) ids: list, array, or tensor on any device
@@ -78,7 +81,9 @@ def _to_cut(ids, batch_size, steps, needed):
     ids = _integers("ids", ids, vector="(N,)")
     for name, value in dict(batch_size=batch_size, steps=steps).items():
         if value < 1: raise ValueError(f"{name}: expected at least 1, got {value}")
-    if len(ids) < needed: raise ValueError(f"ids: expected at least {needed} for batch_size {batch_size} and steps {steps}, got {len(ids)}")
+    if len(ids) < needed:
+        sizes = f"batch_size {batch_size} and steps {steps}"
+        raise ValueError(f"ids: expected at least {needed} for {sizes}, got {len(ids)}")
     return ids.astype(np.int64)
 
 # %% ../nbs/01_sequences.ipynb #c036
@@ -89,7 +94,7 @@ def stream_batches(
     *,
     drop_last: bool = True, # leave out the shorter batch at the end?
 ): # iterator of (x, y), each (T, B) int64; `list` of it can be read again
-    """Batches in which each column reads on where it stopped in the batch before, so that a state can be carried; y is x one step ahead.
+    """Batches whose columns read on from one to the next, for a carried state; y is x one step ahead.
 
     Raises: ValueError when the text is too short for one batch.
     """
@@ -127,16 +132,20 @@ def pad_sequences(
 ) -> tuple: # padded (T, B) or (T, B, ...) with T the longest; lengths (B,) int64
     """Put sequences of unequal length side by side in one time-major array.
 
-    Raises: ValueError when the sequences differ in more than their length, TypeError when `value` does not fit their type.
+    Raises: ValueError when the sequences differ in more than their length,
+    TypeError when `value` does not fit their type.
     """
     arrays = [np.asarray(s) for s in sequences]
-    if any(a.ndim == 0 for a in arrays): raise ValueError("sequences: expected a list of sequences, got a single one")
+    if any(a.ndim == 0 for a in arrays):
+        raise ValueError("sequences: expected a list of sequences, got a single one")
     lengths = np.array([len(a) for a in arrays], np.int64)  # (B,)
-    full = [a for a in arrays if a.shape != (0,)] or [np.zeros(0, np.int64)]  # an empty list has no type or axes of its own
+    full = [a for a in arrays if a.shape != (0,)] or [np.zeros(0, np.int64)]  # an empty list has no type
     for b, a in enumerate(arrays):
-        if a.shape != (0,) and a.shape[1:] != full[0].shape[1:]: raise ValueError(f"sequences[{b}]: expected {('T', *full[0].shape[1:])}, got {a.shape}")
+        if a.shape != (0,) and a.shape[1:] != full[0].shape[1:]:
+            raise ValueError(f"sequences[{b}]: expected {('T', *full[0].shape[1:])}, got {a.shape}")
     dtype = np.result_type(*full)
-    if np.result_type(dtype, value) != dtype: raise TypeError(f"value: expected {dtype} like the sequences, got {value!r}")
+    if np.result_type(dtype, value) != dtype:
+        raise TypeError(f"value: expected {dtype} like the sequences, got {value!r}")
     padded = np.full((lengths.max(initial=0), len(arrays), *full[0].shape[1:]), value, dtype)
     for b, a in enumerate(arrays):
         if len(a): padded[:len(a), b] = a
