@@ -61,7 +61,7 @@ def assert_raises(
             raise AssertionError(f"expected a message with {match!r}, got {str(error)!r}") from error
     else: raise AssertionError(f"expected {exception.__name__}, but nothing was raised")
 
-# %% ../nbs/00b_testing.ipynb #c033
+# %% ../nbs/00b_testing.ipynb #c034
 def _compare(analytic, numeric, floor, tol):
     "The largest relative error of an entry, and a complaint if it is too large."
     if analytic.shape != numeric.shape: return np.inf, f"expected shape {numeric.shape}, got {analytic.shape}"
@@ -76,7 +76,7 @@ def _place(index):
     "An index as people write it, `[1, 2]`."
     return [int(i) for i in index]
 
-# %% ../nbs/00b_testing.ipynb #c034
+# %% ../nbs/00b_testing.ipynb #c035
 def gradient_check(
     loss, # function of a dict like `params` that returns one number
     params: dict, # arrays by name, float64: the point at which `grads` were computed
@@ -100,7 +100,7 @@ def gradient_check(
     if wrong: raise AssertionError("\n".join(wrong))
     return errors
 
-# %% ../nbs/00b_testing.ipynb #c051
+# %% ../nbs/00b_testing.ipynb #c052
 def parity_tolerance(
     dtype, # float type of the computation, NumPy's or PyTorch's, or its name
     terms: int, # n, operations that one term can go through, such as T * (I + H) for T steps of a recurrent layer
@@ -115,7 +115,7 @@ def parity_tolerance(
     if not terms >= 1: raise ValueError(f"terms: expected at least 1, got {terms}")
     return terms * MACHINE_EPSILON[name]
 
-# %% ../nbs/00b_testing.ipynb #c059
+# %% ../nbs/00b_testing.ipynb #c060
 def _assert_close(actual, expected, tol, name):
     "Parity of two arrays."
     if actual.shape != expected.shape: raise AssertionError(f"{name}: expected {expected.shape}, got {actual.shape}")
@@ -129,7 +129,7 @@ def _assert_close(actual, expected, tol, name):
         raise AssertionError(f"{name}: expected {expected[worst]:.17g} at {_place(worst)}, got {actual[worst]:.17g} "
                              f"(error {error[worst]:.1e}, allowed {bound:.1e})")
 
-# %% ../nbs/00b_testing.ipynb #c060
+# %% ../nbs/00b_testing.ipynb #c061
 def assert_parity(
     actual, # array or tensor, or a dict, tuple or list of them
     expected, # what it should equal, of the same form
