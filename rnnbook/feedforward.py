@@ -67,7 +67,8 @@ def _check_targets(logits, targets, mask):
     "Logits and targets with 0 where the mask is False; an error that names the argument if one does not fit."
     targets, V = np.asarray(targets), logits.shape[-1]
     for name, array, kind in (("logits", logits, np.floating), ("targets", targets, np.integer)):
-        if not np.issubdtype(array.dtype, kind): raise TypeError(f"{name}: expected {kind.__name__}, got {array.dtype}")
+        if not np.issubdtype(array.dtype, kind):
+            raise TypeError(f"{name}: expected {kind.__name__}, got {array.dtype}")
     if targets.shape != logits.shape[:-1]:
         raise ValueError(f"targets: expected {logits.shape[:-1]}, got {targets.shape}")
     if mask is not None:
