@@ -80,7 +80,8 @@ def _runs(label, curve):
     for run in [curve] if single else curve:
         x, y = map(_numbers, run if isinstance(run, tuple) else (range(len(run)), run))
         if x.shape != y.shape or x.ndim != 1 or not len(x):
-            raise ValueError(f"curves[{label!r}]: expected x and y of one length, at least 1, got {x.shape} and {y.shape}")
+            raise ValueError(f"curves[{label!r}]: expected x and y of one length, at least 1, "
+                             f"got {x.shape} and {y.shape}")
         runs.append((x, y))
     return runs
 
@@ -180,7 +181,8 @@ def plot_activations(
         raise ValueError(f"tokens: expected {T}, one per step, got {len(tokens)}")
     limit = max(1, np.abs(states).max(initial=0))
     with _axes(ax, height=min(1.3 + 0.2 * H, 4.5)) as ax:
-        image = ax.imshow(states.T, cmap=_DIVERGING, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+        image = ax.imshow(states.T, cmap=_DIVERGING, vmin=-limit, vmax=limit, aspect="auto",
+                          interpolation="nearest")
         _label_activations(ax, H, tokens, title)
         bar = ax.figure.colorbar(image, ax=ax, ticks=[-limit, 0, limit], label="activation", pad=0.02)
         bar.ax.set_yticklabels([f"−{limit:.3g}", "0", f"{limit:.3g}"])
@@ -328,7 +330,8 @@ def _drawing(parts, width, height, title, description):
 def _rnn_cell():
     "Width, height, description and parts of the simple recurrent cell."
     x, h = COLORS["x"], COLORS["h"]
-    frame = f'<rect x="146" y="76" width="372" height="180" rx="14" fill="{_PALE}" stroke="#d3d9df" stroke-width="1.5"/>'
+    frame = (f'<rect x="146" y="76" width="372" height="180" rx="14" fill="{_PALE}" '
+             f'stroke="#d3d9df" stroke-width="1.5"/>')
     back = [(548, 126), (548, 44), (116, 44), (116, 124)]
     return 660, 330, "h(t) = tanh(W_ih x(t) + b_ih + W_hh h(t-1) + b_hh)", [
         frame + _label(366, 304, "x_t") + _arrow((366, 288), (366, 233), color=x) + _box(366, 208, "W_{ih}, b_{ih}", x),
