@@ -17,7 +17,8 @@ def _check_max_norm(max_norm):
 
 def _refuse_nonfinite(norm):
     "An error that says what to do about a gradient norm of infinity or NaN."
-    raise RuntimeError(f"the gradient norm is {norm}, so there is no direction to keep; pass error_if_nonfinite=False to scale regardless")
+    raise RuntimeError(f"the gradient norm is {norm}, so there is no direction to keep; "
+                       "pass error_if_nonfinite=False to scale regardless")
 
 # %% ../nbs/04_gradients.ipynb #c031
 def clip_grad_norm(
@@ -25,11 +26,12 @@ def clip_grad_norm(
     max_norm: float, # positive, the largest norm let through; `math.inf` only measures
     *,
     error_if_nonfinite: bool = True, # raise if the norm is infinite or NaN?
-) -> tuple: # the gradients, scaled where need be; their norm before, a float. Nothing passed in is modified
+) -> tuple: # gradients, scaled where need be; their norm before, a float; no argument is modified
     """Gradients scaled down together so that their joint Euclidean norm is at most `max_norm`.
 
     Raises: ValueError if `max_norm` is not positive, RuntimeError if the norm is not finite.
-    Source: Pascanu, Mikolov and Bengio (2013), algorithm 1; 1e-6 in the divisor as in `torch.nn.utils.clip_grad_norm_`.
+    Source: Pascanu, Mikolov and Bengio (2013), algorithm 1; 1e-6 in the divisor as in
+    `torch.nn.utils.clip_grad_norm_`.
     """
     _check_max_norm(max_norm)
     norm = math.sqrt(sum(float(np.vdot(g, g)) for g in grads.values()))
@@ -48,14 +50,16 @@ def clip_grad_norm_(
 ) -> torch.Tensor: # the norm before clipping, a scalar
     """Scale the gradients of `parameters` in place so that their joint norm is at most `max_norm`.
 
-    Raises: ValueError if `max_norm` is not positive, RuntimeError if the norm is not finite; the gradients are then as they were.
+    Raises: ValueError if `max_norm` is not positive, RuntimeError if the norm is not finite;
+    the gradients are then as they were.
     """
     _check_max_norm(max_norm)
     if isinstance(parameters, torch.Tensor): parameters = [parameters]
     grads = [p.grad for p in parameters if p.grad is not None]
     if not grads: return torch.tensor(0.0)
     with torch.no_grad():
-        norms = torch.stack([torch.linalg.vector_norm(g, norm_type).to(grads[0].device) for g in grads])
+        norms = torch.stack([torch.linalg.vector_norm(g, norm_type).to(grads[0].device)
+                             for g in grads])
         norm = torch.linalg.vector_norm(norms, norm_type)
         if error_if_nonfinite and not norm.isfinite(): _refuse_nonfinite(norm.item())
         if max_norm != math.inf:

@@ -12,13 +12,18 @@ import torch
 
 # %% ../nbs/06_optimizers.ipynb #c006
 def _check_update(params, grads, lr, **positive):
-    "An error that names the culprit unless every parameter has a gradient like itself and the options make sense."
+    "An error unless every parameter has a gradient like itself and the options make sense."
     for name, value in dict(lr=lr, **positive).items():
         if not value >= 0: raise ValueError(f"{name}: expected a number of at least 0, got {value}")
     for name, p in params.items():
-        if name not in grads: raise ValueError(f"grads: expected a gradient for {name!r}, got {list(grads)}")
-        if grads[name].shape != p.shape: raise ValueError(f"grads[{name!r}]: expected {p.shape}, got {grads[name].shape}")
-        if grads[name].dtype != p.dtype: raise TypeError(f"grads[{name!r}]: expected {p.dtype} like the parameter, got {grads[name].dtype}")
+        if name not in grads:
+            raise ValueError(f"grads: expected a gradient for {name!r}, got {list(grads)}")
+        g = grads[name]
+        if g.shape != p.shape:
+            raise ValueError(f"grads[{name!r}]: expected {p.shape}, got {g.shape}")
+        if g.dtype != p.dtype:
+            raise TypeError(f"grads[{name!r}]: expected {p.dtype} like the parameter, "
+                            f"got {g.dtype}")
 
 def _next_step(state):
     "The number of this update, counted from 1."
@@ -71,7 +76,7 @@ def adam(
     betas: tuple = (0.9, 0.999), # share kept of the running mean of g, and of g²
     eps: float = 1e-8, # keeps the division defined where every gradient was 0
 ) -> tuple: # new params, new state; nothing passed in is modified
-    """One step of Adam: θ − lr·m̂/√v̂, where m̂ and v̂ are running means of g and g², corrected for their start at 0.
+    """One step of Adam: θ − lr·m̂/√v̂, with m̂, v̂ the running means of g, g², corrected for their start.
 
     Source: Kingma and Ba (2015), algorithm 1.
     """
@@ -88,19 +93,23 @@ def adam(
     return new, {"step": t, "exp_avg": m, "exp_avg_sq": v}
 
 # %% ../nbs/06_optimizers.ipynb #c028
-ABSENT = ("momentum", "dampening", "nesterov", "weight_decay", "lr_decay", "amsgrad", "maximize")  # options of torch.optim
+ABSENT = ("momentum", "dampening", "nesterov", "weight_decay", "lr_decay", "amsgrad",
+          "maximize")  # options of torch.optim
 
 def _check_options(options):
     "An error that names the option unless all are known here and make sense."
     for name in ABSENT:
-        if options.get(name): raise ValueError(f"{name}: expected 0, since this optimizer has no such option, got {options[name]}")
+        if options.get(name):
+            raise ValueError(f"{name}: expected 0, since this optimizer has no such option, "
+                             f"got {options[name]}")
     for name in ("lr", "eps"):
-        if not options.get(name, 0) >= 0: raise ValueError(f"{name}: expected a number of at least 0, got {options[name]}")
+        if not options.get(name, 0) >= 0:
+            raise ValueError(f"{name}: expected a number of at least 0, got {options[name]}")
     if "betas" in options: _check_betas(options["betas"])
 
 # %% ../nbs/06_optimizers.ipynb #c029
 class _Family(torch.optim.Optimizer):
-    "What all members share: the walk over the parameters. A member says in `update` what happens to one of them."
+    "What all members share, the walk over the parameters; `update` says what happens to one."
     def add_param_group(self, param_group):
         _check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
@@ -111,7 +120,7 @@ class _Family(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
-        "Update every parameter that has a gradient; a `closure` recomputes the loss first, as in torch.optim."
+        "Update every parameter that has a gradient; a `closure` recomputes the loss first."
         loss = None
         if closure is not None:
             with torch.enable_grad(): loss = closure()
@@ -162,10 +171,13 @@ class Adam(_Family):
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps))
 
     def update(self, p, g, state, group):
-        "The running means m and v, their correction, and θ ← θ − lr·m̂/(√v̂ + eps), in place."
-        if not state: state.update(step=torch.tensor(0.0), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+        "The means m and v, their correction, and θ ← θ − lr·m̂/(√v̂ + eps), in place."
+        if not state:
+            state.update(step=torch.tensor(0.0), exp_avg=torch.zeros_like(p),
+                         exp_avg_sq=torch.zeros_like(p))
         state["step"] += 1
-        t, m, v, (beta1, beta2) = state["step"].item(), state["exp_avg"], state["exp_avg_sq"], group["betas"]
+        t, m, v = state["step"].item(), state["exp_avg"], state["exp_avg_sq"]
+        beta1, beta2 = group["betas"]
         m.lerp_(g, 1 - beta1)
         v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
         root = v.sqrt().div_(math.sqrt(1 - beta2**t)).add_(group["eps"])

@@ -59,7 +59,7 @@ def test_properties(seed, scale, max_norm):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_dtype_is_kept(dtype):
-    clipped, norm = clip_grad_norm(some_grads(1, 10, dtype), 1.0)
+    clipped, norm = clip_grad_norm(some_grads(1, 10, dtype), np.float64(1.0))
     assert all(g.dtype == dtype for g in clipped.values()) and isinstance(norm, float)
 
 

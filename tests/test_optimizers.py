@@ -119,6 +119,13 @@ def test_first_step_has_the_length_of_the_rate():
         assert_parity({n: new[n] - params[n] for n in new}, {n: -0.25 * np.sign(g[n]) for n in g})
 
 
+def test_float32_stays_float32():
+    params, (g,) = start(np.float32), random_grads(1, np.float32)
+    for reference in (sgd, adagrad, adam):
+        new, _ = reference(params, g, lr=np.float64(0.1))
+        assert all(p.dtype == np.float32 for p in new.values())
+
+
 def test_zero_gradients_move_nothing():
     params = start()
     zeros = {name: np.zeros_like(p) for name, p in params.items()}
