@@ -57,20 +57,29 @@ def rnn_backward(
              "weight_hh_l0": rows.T @ h[:-1].reshape(T * B, H)}
     return grads | {name: rows.sum(0) for name in ("bias_ih_l0", "bias_hh_l0") if name in params}
 
-# %% ../nbs/03_bptt.ipynb #c043
+# %% ../nbs/03_bptt.ipynb #c044
 ACTIVATE_ = {"tanh": torch.tanh_, "relu": torch.relu_, "sigmoid": torch.sigmoid_}
+
+def _activate_(h, nonlinearity):
+    "A function of t that applies the nonlinearity to `h[t]` in place."
+    if nonlinearity == "tanh" and h.device.type == "cpu" and h.dtype in (torch.float32, torch.float64):
+        arrays = list(h.numpy())  # the same memory, seen by NumPy
+        return lambda t: np.tanh(arrays[t], out=arrays[t])
+    steps = h.unbind(0)
+    return lambda t: ACTIVATE_[nonlinearity](steps[t])
 
 def _states(x, h0, weight_ih, weight_hh, bias_ih, bias_hh, mask, nonlinearity):
     "The states h_0 to h_T in one buffer `(T+1, B, H)`, zero past each end."
-    (T, B, I), H, activate_ = x.shape, weight_hh.shape[0], ACTIVATE_[nonlinearity]
+    (T, B, I), H = x.shape, weight_hh.shape[0]
     h = x.new_empty(T + 1, B, H)
     h[0] = h0
-    rows, projected = x.reshape(T * B, I), h[1:].view(T * B, H)
+    rows, projected = x.reshape(T * B, I), h[1:].view(T * B, H)  # all inputs, straight into h
     if bias_ih is None: torch.mm(rows, weight_ih.t(), out=projected)
     else: torch.addmm(bias_ih + bias_hh, rows, weight_ih.t(), out=projected)
-    steps, feedback = h.unbind(0), weight_hh.t()
+    steps, feedback, activate_ = h.unbind(0), weight_hh.t(), _activate_(h, nonlinearity)
     for t in range(T):
-        activate_(steps[t + 1].addmm_(steps[t], feedback))
+        steps[t + 1].addmm_(steps[t], feedback)
+        activate_(t + 1)
     if mask is not None: h[1:].masked_fill_(~mask, 0)
     return h
 
@@ -78,14 +87,14 @@ def _ends(mask, T, B):
     "Where in that buffer each sequence's final state stands."
     return T if mask is None else (mask[..., 0].sum(0), torch.arange(B, device=mask.device))
 
-# %% ../nbs/03_bptt.ipynb #c045
+# %% ../nbs/03_bptt.ipynb #c046
 TORCH_DERIVATIVES = {
     "tanh": lambda h: torch.addcmul(h.new_ones(()), h, h, value=-1),  # 1 - h²
     "relu": lambda h: (h > 0).to(h.dtype),
     "sigmoid": lambda h: torch.addcmul(h, h, h, value=-1),            # h - h²
 }
 
-# %% ../nbs/03_bptt.ipynb #c048
+# %% ../nbs/03_bptt.ipynb #c049
 def _arriving(d_output, d_state, h, mask):
     "What reaches each of the states h_0 to h_T from outside, as a list of (B, H)."
     T, B, H = h[1:].shape
@@ -99,7 +108,7 @@ def _arriving(d_output, d_state, h, mask):
     if d_state is not None: arriving[_ends(mask, T, B)] += d_state
     return arriving.unbind(0)
 
-# %% ../nbs/03_bptt.ipynb #c050
+# %% ../nbs/03_bptt.ipynb #c051
 _TILE = 2**19 # numbers in a tile of steps: 2 MB in float32
 
 def _gradients(d_output, d_state, x, h, weight_ih, weight_hh, mask, nonlinearity, needed):
@@ -125,7 +134,7 @@ def _gradients(d_output, d_state, x, h, weight_ih, weight_hh, mask, nonlinearity
     grads = d_x, d_h, d_weight_ih, d_weight_hh, d_bias, d_bias
     return tuple(grad if need else None for grad, need in zip(grads, needed))
 
-# %% ../nbs/03_bptt.ipynb #c052
+# %% ../nbs/03_bptt.ipynb #c053
 class RNNFunction(torch.autograd.Function):
     """A recurrent layer whose backward pass is written by hand; it keeps inputs and states only.
 
@@ -162,7 +171,7 @@ class RNNFunction(torch.autograd.Function):
         return *_gradients(d_output, d_state, *ctx.saved_tensors, ctx.nonlinearity,
                            ctx.needs_input_grad[:6]), None, None
 
-# %% ../nbs/03_bptt.ipynb #c057
+# %% ../nbs/03_bptt.ipynb #c058
 class BPTTLayer(RNNLayer):
     "`RNNLayer` with its backward pass written by hand: the same face and `state_dict`, faster."
     def forward(self,
