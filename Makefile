@@ -33,7 +33,7 @@ test: $(READY)  ## set up, then check the export, the tests, every notebook and 
 		--deselect $(EXPORT_CHECK) tests nbs
 
 lab: $(READY)  ## open JupyterLab at the book's index
-	$(VENV)/bin/jupyter lab nbs/index.ipynb
+	$(VENV)/bin/jupyter lab $$([ "$$(id -u)" != 0 ] || echo --allow-root) nbs/index.ipynb
 
 site: $(READY)  ## write the site from the outputs stored in the notebooks, in seconds
 	$(PY) book/build.py --source nbs --out _build/html
