@@ -10,7 +10,7 @@ import math
 import numpy as np
 import torch
 
-# %% ../nbs/04_gradients.ipynb #c030
+# %% ../nbs/04_gradients.ipynb #c034
 def _check_max_norm(max_norm):
     "An error unless `max_norm` is a positive number."
     if not max_norm > 0: raise ValueError(f"max_norm: expected a positive number, got {max_norm}")
@@ -20,7 +20,7 @@ def _refuse_nonfinite(norm):
     raise RuntimeError(f"the gradient norm is {norm}, so there is no direction to keep; "
                        "pass error_if_nonfinite=False to scale regardless")
 
-# %% ../nbs/04_gradients.ipynb #c031
+# %% ../nbs/04_gradients.ipynb #c035
 def clip_grad_norm(
     grads: dict, # gradients by name
     max_norm: float, # positive, the largest norm let through; `math.inf` only measures
@@ -36,12 +36,12 @@ def clip_grad_norm(
     _check_max_norm(max_norm)
     norm = math.sqrt(sum(float(np.vdot(g, g)) for g in grads.values()))
     if error_if_nonfinite and not math.isfinite(norm): _refuse_nonfinite(norm)
-    scale = max_norm / (norm + 1e-6)
+    scale = float(max_norm) / (norm + 1e-6)  # a NumPy scalar would widen float32
     if scale >= 1 or max_norm == math.inf: return dict(grads), norm
     with np.errstate(invalid="ignore"):  # infinity times 0, if the caller wants that
         return {name: g * scale for name, g in grads.items()}, norm
 
-# %% ../nbs/04_gradients.ipynb #c038
+# %% ../nbs/04_gradients.ipynb #c042
 def clip_grad_norm_(
     parameters, # tensor or iterable of tensors; those whose `.grad` is None are passed over
     max_norm: float, # positive, the largest norm let through; `math.inf` only measures

@@ -39,10 +39,10 @@ def sgd(
 ) -> tuple: # new params, new state; nothing passed in is modified
     "One step of gradient descent: θ − lr·g."
     _check_update(params, grads, lr)
-    new = {name: p - lr * grads[name] for name, p in params.items()}
+    new = {name: p - float(lr) * grads[name] for name, p in params.items()}
     return new, {"step": _next_step(state)}
 
-# %% ../nbs/06_optimizers.ipynb #c015
+# %% ../nbs/06_optimizers.ipynb #c016
 def adagrad(
     params: dict, # parameters by name
     grads: dict, # gradient of the loss with respect to each parameter, same names and shapes
@@ -57,16 +57,16 @@ def adagrad(
     """
     _check_update(params, grads, lr, eps=eps)
     total = {name: grads[name] ** 2 + (state["sum"][name] if state else 0) for name in params}
-    new = {name: p - lr * grads[name] / (np.sqrt(total[name]) + eps) for name, p in params.items()}
+    new = {name: p - float(lr) * grads[name] / (np.sqrt(total[name]) + eps) for name, p in params.items()}
     return new, {"step": _next_step(state), "sum": total}
 
-# %% ../nbs/06_optimizers.ipynb #c019
+# %% ../nbs/06_optimizers.ipynb #c020
 def _check_betas(betas):
     "An error unless both decay rates lie in [0, 1)."
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise ValueError(f"betas: expected two numbers from 0 up to but without 1, got {betas}")
 
-# %% ../nbs/06_optimizers.ipynb #c020
+# %% ../nbs/06_optimizers.ipynb #c021
 def adam(
     params: dict, # parameters by name
     grads: dict, # gradient of the loss with respect to each parameter, same names and shapes
@@ -89,10 +89,10 @@ def adam(
         m[name] = (1 - beta1) * g + (beta1 * state["exp_avg"][name] if state else 0)
         v[name] = (1 - beta2) * g**2 + (beta2 * state["exp_avg_sq"][name] if state else 0)
         m_hat, v_hat = m[name] / (1 - beta1**t), v[name] / (1 - beta2**t)
-        new[name] = p - lr * m_hat / (np.sqrt(v_hat) + eps)
+        new[name] = p - float(lr) * m_hat / (np.sqrt(v_hat) + eps)
     return new, {"step": t, "exp_avg": m, "exp_avg_sq": v}
 
-# %% ../nbs/06_optimizers.ipynb #c028
+# %% ../nbs/06_optimizers.ipynb #c029
 ABSENT = ("momentum", "dampening", "nesterov", "weight_decay", "lr_decay", "amsgrad",
           "maximize")  # options of torch.optim
 
@@ -107,7 +107,7 @@ def _check_options(options):
             raise ValueError(f"{name}: expected a number of at least 0, got {options[name]}")
     if "betas" in options: _check_betas(options["betas"])
 
-# %% ../nbs/06_optimizers.ipynb #c029
+# %% ../nbs/06_optimizers.ipynb #c030
 class _Family(torch.optim.Optimizer):
     "What all members share, the walk over the parameters; `update` says what happens to one."
     def add_param_group(self, param_group):
@@ -129,7 +129,7 @@ class _Family(torch.optim.Optimizer):
                 if p.grad is not None: self.update(p, p.grad, self.state[p], group)
         return loss
 
-# %% ../nbs/06_optimizers.ipynb #c031
+# %% ../nbs/06_optimizers.ipynb #c032
 class SGD(_Family):
     "Gradient descent, with the face of `torch.optim.SGD`."
     def __init__(self,
@@ -159,7 +159,7 @@ class Adagrad(_Family):
         state["sum"].addcmul_(g, g)
         p.addcdiv_(g, state["sum"].sqrt().add_(group["eps"]), value=-group["lr"])
 
-# %% ../nbs/06_optimizers.ipynb #c032
+# %% ../nbs/06_optimizers.ipynb #c033
 class Adam(_Family):
     "Adam, with the face and the state of `torch.optim.Adam`."
     def __init__(self,
