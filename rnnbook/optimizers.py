@@ -57,7 +57,8 @@ def adagrad(
     """
     _check_update(params, grads, lr, eps=eps)
     total = {name: grads[name] ** 2 + (state["sum"][name] if state else 0) for name in params}
-    new = {name: p - float(lr) * grads[name] / (np.sqrt(total[name]) + eps) for name, p in params.items()}
+    new = {name: p - float(lr) * grads[name] / (np.sqrt(total[name]) + eps)
+           for name, p in params.items()}
     return new, {"step": _next_step(state), "sum": total}
 
 # %% ../nbs/06_optimizers.ipynb #c020
@@ -76,7 +77,7 @@ def adam(
     betas: tuple = (0.9, 0.999), # share kept of the running mean of g, and of g²
     eps: float = 1e-8, # keeps the division defined where every gradient was 0
 ) -> tuple: # new params, new state; nothing passed in is modified
-    """One step of Adam: θ − lr·m̂/√v̂, with m̂, v̂ the running means of g, g², corrected for their start.
+    """One step of Adam: θ − lr·m̂/√v̂, with m̂, v̂ the corrected running means of g, g².
 
     Source: Kingma and Ba (2015), algorithm 1.
     """
