@@ -309,11 +309,11 @@ def _fit(params, ids, *, backend, device, lr, steps, seconds):
 def _number(kind, zero=False):
     "A reader of numbers above 0, or also 0, for the parser."
     def read(word):
-        number = kind(word)
-        if not (0 < number < math.inf or zero and number == 0): raise ValueError
-        return number
-    whole = "whole " if kind is int else ""
-    read.__name__ = f"{whole}number of at least 0" if zero else f"{whole}number above 0"  # for the parser's message
+        try: number = kind(word)
+        except ValueError: number = math.nan
+        if 0 < number < math.inf or zero and number == 0: return number
+        wanted = f"a {'whole ' if kind is int else ''}number {'of at least' if zero else 'above'} 0"
+        raise argparse.ArgumentTypeError(f"expected {wanted}, got {word!r}")
     return read
 
 def _parser():

@@ -365,7 +365,9 @@ def test_no_cuda_says_what_to_do(folder, capsys):
 ])
 def test_wrong_options_exit_with_2(folder, capsys, line):
     with pytest.raises(SystemExit) as stop: command(line)
-    assert stop.value.code == 2 and "usage: rnnbook-text" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "usage: rnnbook-text" in said
+    if "--steps" in line: assert "--steps: expected a whole number above 0, got" in said
 
 
 def test_a_run_that_diverges_says_so(folder, capsys):
