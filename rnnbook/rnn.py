@@ -158,7 +158,7 @@ class RecurrentCell(torch.nn.Module):
         for name, shape in shapes.items():
             values = torch.empty(shape, device=device, dtype=dtype)
             kept = bias or name.startswith("weight")
-            self.register_parameter(name, torch.nn.Parameter(values) if kept else None)  # as in torch
+            self.register_parameter(name, torch.nn.Parameter(values) if kept else None)
         self.reset_parameters()
 
     def reset_parameters(self):
@@ -251,7 +251,7 @@ class RNNLayer(RecurrentLayer):
 
     def forward(self,
         x: torch.Tensor, # (T, B, I) input sequence
-        state: torch.Tensor | None = None, # (1, B, H) initial state; zeros if None; gradients flow through
+        state: torch.Tensor | None = None, # (1, B, H) initial state, on the tape; zeros if None
         *,
         lengths=None, # (B,) integers from 0 to T, in any order; all T if None
     ) -> tuple: # output (T, B, H), zero past each end; final state (1, B, H)
