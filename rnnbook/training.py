@@ -18,9 +18,11 @@ from .optimizers import Adam, adam
 
 # %% ../nbs/07_training.ipynb #c015
 class History(dict):
-    """What a run did: the lists `step` (from 1), `loss` (before the update), `grad_norm` (before clipping), `lr`, `seconds`.
+    """What a run did, in the lists `step`, `loss`, `grad_norm`, `lr` and `seconds`.
 
-    `stopped` is the reason for its end ("steps", "seconds", "batches" or "interrupt"), `state` the state to carry on with.
+    Steps count from 1; the loss is from before the update, the norm from before clipping.
+    `stopped` is the reason for the end, "steps", "seconds", "batches" or "interrupt",
+    and `state` the state to carry on with.
     """
     def __init__(self):
         super().__init__(step=[], loss=[], grad_norm=[], lr=[], seconds=[])
@@ -34,7 +36,10 @@ class History(dict):
 
 # %% ../nbs/07_training.ipynb #c018
 class Diverged(RuntimeError):
-    "A loss or a gradient is not finite. `history` ends before that step, and so do the `params` that `train` adds."
+    """A loss or a gradient is not finite.
+
+    `history` and, from `train`, `params` hold what there was before that step.
+    """
     def __init__(self,
         message: str, # the sentence
         history: History | None = None, # what the run did until then
@@ -45,10 +50,12 @@ class Diverged(RuntimeError):
 # %% ../nbs/07_training.ipynb #c019
 def _refuse_nonfinite(step, loss, norm, history):
     "Stop with a sentence."
-    largest = int(np.argmax(history["grad_norm"])) if step > 1 else None
-    before = f" (the largest before: {history['grad_norm'][largest]:.3g}, at step {largest + 1})" if step > 1 else ""
-    raise Diverged(f"step {step}: the loss is {loss:.4g} and the gradient norm {norm:.3g}{before}. This update was not made. "
-                   "A smaller lr, or a max_norm, may help.", history)
+    before = ""
+    if step > 1:
+        k = int(np.argmax(history["grad_norm"]))
+        before = f" (the largest before: {history['grad_norm'][k]:.3g}, at step {k + 1})"
+    raise Diverged(f"step {step}: the loss is {loss:.4g} and the gradient norm {norm:.3g}{before}. "
+                   "This update was not made. A smaller lr, or a max_norm, may help.", history)
 
 # %% ../nbs/07_training.ipynb #c022
 def _passes(batches, endless):
@@ -64,7 +71,7 @@ def _passes(batches, endless):
 # %% ../nbs/07_training.ipynb #c025
 @contextmanager
 def _interruptible():
-    "A list that the first Ctrl-C makes true, so that the step under way is finished; the second one stops at once."
+    "A list that the first Ctrl-C makes true, without breaking in; the second one stops at once."
     pressed = []
     def note(signum, frame):
         if pressed: raise KeyboardInterrupt
@@ -79,16 +86,18 @@ def _interruptible():
 
 # %% ../nbs/07_training.ipynb #c027
 class _Bar:
-    "A progress bar over steps, or over seconds where they are limited, drawn five times a second."
+    "A progress bar over steps, or over seconds if they are limited, drawn five times a second."
     def __init__(self, steps, seconds, shown):
         form = "{percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s{postfix}" if seconds else None
         self.seconds, self.due = seconds, 0.2
-        self.bar = tqdm(total=seconds or steps, unit=" steps", bar_format=form, mininterval=0, miniters=0, disable=not shown)
+        self.bar = tqdm(total=seconds or steps, unit=" steps", bar_format=form,
+                        mininterval=0, miniters=0, disable=not shown)
 
     def show(self, step, loss, elapsed, last=False):
         if self.bar.disable or elapsed < self.due and not last: return
         self.due = elapsed + 0.2
-        self.bar.set_postfix_str(f"step {step}, loss {loss:.4g}" if self.seconds else f"loss {loss:.4g}", refresh=False)
+        counted = f"step {step}, " if self.seconds else ""
+        self.bar.set_postfix_str(f"{counted}loss {loss:.4g}", refresh=False)
         self.bar.update((min(elapsed, self.seconds) if self.seconds else step) - self.bar.n)
 
 # %% ../nbs/07_training.ipynb #c029
@@ -98,26 +107,31 @@ def _share(step, elapsed, steps, seconds):
 
 # %% ../nbs/07_training.ipynb #c030
 def _check_limits(batches, lr, steps, seconds):
-    "The number of steps if it is known, else None; an error that names the limit that makes no sense."
+    "The number of steps if it is known, else None; an error for a limit that makes no sense."
     for name, limit in dict(steps=steps, seconds=seconds).items():
-        if limit is not None and not limit > 0: raise ValueError(f"{name}: expected a positive number or None, got {limit}")
+        if limit is not None and not limit > 0:
+            raise ValueError(f"{name}: expected a positive number or None, got {limit}")
     total = steps or (len(batches) if hasattr(batches, "__len__") and not seconds else None)
     if callable(lr) and not (total or seconds):
-        raise ValueError("lr: a function of the share done needs steps, seconds or batches of known length, got none of them")
+        raise ValueError("lr: a function of the share done needs steps, seconds or batches of "
+                         "known length, got none of them")
     return total
 
 # %% ../nbs/07_training.ipynb #c033
 def _run(compute, apply, batches, lr, steps, seconds, state, progress):
-    "The loop of `train` and `Trainer`: `compute(batch, state)` gives loss, gradient norm and new state, `apply(lr)` updates."
-    total, history, step, elapsed = _check_limits(batches, lr, steps, seconds), History(), 0, 0.0
+    "The loop: `compute(batch, state)` gives loss, gradient norm and state, `apply(lr)` updates."
+    total = _check_limits(batches, lr, steps, seconds)
+    history, step, elapsed = History(), 0, 0.0
     history.stopped, bar, start = "batches", _Bar(total, seconds, progress), time.perf_counter()
     try:
         with _interruptible() as pressed:
             for first, batch in _passes(batches, steps or seconds):
                 rate = float(lr(_share(step, elapsed, total, seconds)) if callable(lr) else lr)
-                if not rate >= 0: raise ValueError(f"lr: expected a number of at least 0, got {rate}")
+                if not rate >= 0:
+                    raise ValueError(f"lr: expected a number of at least 0, got {rate}")
                 loss, norm, carried = compute(batch, state if first else history.state)
-                if not (math.isfinite(loss) and math.isfinite(norm)): _refuse_nonfinite(step + 1, loss, norm, history)
+                if not (math.isfinite(loss) and math.isfinite(norm)):
+                    _refuse_nonfinite(step + 1, loss, norm, history)
                 apply(rate)
                 step, elapsed, history.state = step + 1, time.perf_counter() - start, carried
                 history.append(step=step, loss=loss, grad_norm=norm, lr=rate, seconds=elapsed)
@@ -129,28 +143,30 @@ def _run(compute, apply, batches, lr, steps, seconds, state, progress):
     finally:
         if step: bar.show(step, history["loss"][-1], elapsed, last=True)
         bar.bar.close()
-    if not step and history.stopped == "batches": raise ValueError("batches: expected at least one, got none")
+    if not step and history.stopped == "batches":
+        raise ValueError("batches: expected at least one, got none")
     return history
 
 # %% ../nbs/07_training.ipynb #c035
 def train(
-    loss_and_grads, # function (params, batch, state) -> loss, grads, state; `grads` may hold more than the parameters
+    loss_and_grads, # function (params, batch, state) -> loss, grads, state
     params: dict, # parameters by name; not modified
-    batches, # iterable of batches; with a limit below, what can be read again is read again, `state` anew each time
+    batches, # iterable; with a limit below, what can be read again is read again
     *,
-    optimizer=adam, # function (params, grads, state, lr=) -> params, state, as in `rnnbook.optimizers`
+    optimizer=adam, # function (params, grads, state, lr=) -> params, state
     lr=1e-3, # learning rate, or a function of the share of the run that is done, from 0 to 1
     max_norm: float | None = None, # clip the gradient to this norm; None for no clipping
     steps: int | None = None, # stop after so many updates
     seconds: float | None = None, # stop after the first update that ends past so many seconds
-    state=None, # what the first batch of a reading is given as state; afterwards each gets what the one before left
+    state=None, # given to the first batch of each reading; the others get what was left
     progress: bool = True, # show a progress bar?
 ) -> tuple: # the trained parameters, a `History`
     """Train a dict of NumPy parameters.
 
+    The gradients may hold more names than the parameters; those are passed over.
     Ctrl-C ends the step under way and returns what there is; a second one stops at once.
 
-    Raises: Diverged, with `params` and `history`, before an update from a loss or gradient that is not finite;
+    Raises: Diverged, with `params` and `history`, before an update that is not finite;
     ValueError that names the argument where a limit, a rate or the batches make no sense.
     """
     limit = math.inf if max_norm is None else max_norm
@@ -160,7 +176,8 @@ def train(
     def compute(batch, state):
         nonlocal grads
         loss, grads, state = loss_and_grads(params, batch, state)
-        grads, norm = clip_grad_norm({name: grads[name] for name in params if name in grads}, limit, error_if_nonfinite=False)
+        grads = {name: grads[name] for name in params if name in grads}
+        grads, norm = clip_grad_norm(grads, limit, error_if_nonfinite=False)
         return float(loss), norm, state
 
     def apply(rate):
@@ -198,8 +215,8 @@ def _detached(state):
 class Trainer:
     """Train a PyTorch module; the twin of `train`.
 
-    Ctrl-C ends the step under way and returns what there is; a second one stops at once. `fit` may be called again and
-    goes on with the same optimizer.
+    Ctrl-C ends the step under way and returns what there is; a second one stops at once.
+    `fit` may be called again and goes on with the same optimizer.
 
     Raises: as `train`; after `Diverged` the module is as it was before that step.
     """
@@ -216,7 +233,8 @@ class Trainer:
         self.limit = math.inf if max_norm is None else max_norm
         clip_grad_norm({}, self.limit)  # refuses a bad limit now
         if device == "auto": device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device, self.progress, self.loss, self.lr, self.history = torch.device(device), progress, loss, lr, None
+        self.device, self.progress, self.history = torch.device(device), progress, None
+        self.loss, self.lr = loss, lr
         if progress: print(f"device: {self.device}")
         self.module = module.to(self.device)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
@@ -235,16 +253,18 @@ class Trainer:
         self.optimizer.step()
 
     def fit(self,
-        batches, # iterable of batches; with a limit below, what can be read again is read again, `state` anew each time
+        batches, # iterable; with a limit below, what can be read again is read again
         *,
         steps: int | None = None, # stop after so many updates
         seconds: float | None = None, # stop after the first update that ends past so many seconds
-        state=None, # what the first batch of a reading is given as state; afterwards each gets what the one before left
+        state=None, # given to the first batch of each reading; the others get what was left
     ) -> History: # also kept as `history`
         "Train on `batches`; the state is carried from each to the next, detached."
         training, state = self.module.training, _to_device(state, self.device)
         self.module.train()
-        try: self.history = _run(self._compute, self._apply, batches, self.lr, steps, seconds, state, self.progress)
+        try:
+            self.history = _run(self._compute, self._apply, batches, self.lr, steps, seconds, state,
+                                self.progress)
         except Diverged as error:
             self.history = error.history
             raise
