@@ -120,11 +120,12 @@ def rnn_forward(
     T, B, I, H = _check_rnn(x, params, state)
     f = _activation(ACTIVATIONS, nonlinearity)
     x, mask, lengths = _hide_padding(x, lengths)
-    h = np.zeros((T + 1, B, H), x.dtype)  # (T+1, B, H)
-    if state is not None: h[0] = state[0]
-    bias = params.get("bias_ih_l0", 0) + params.get("bias_hh_l0", 0)
-    projected = x.reshape(T * B, I) @ params["weight_ih_l0"].T + bias  # (T*B, H), one product
-    projected = projected.reshape(T, B, H)
+    h = np.empty((T + 1, B, H), x.dtype)  # (T+1, B, H)
+    h[0] = 0 if state is None else state[0]
+    projected = h[1:]  # (T, B, H) shares memory with h: each is overwritten by the state it leads to
+    rows = projected.reshape(T * B, H)
+    np.matmul(x.reshape(T * B, I), params["weight_ih_l0"].T, out=rows)  # all inputs, one product
+    rows += params.get("bias_ih_l0", 0) + params.get("bias_hh_l0", 0)
     for t in range(T):
         h[t + 1] = f(projected[t] + h[t] @ params["weight_hh_l0"].T)
         if mask is not None: h[t + 1] = np.where(mask[t], h[t + 1], 0)
