@@ -47,7 +47,6 @@ def rnn_backward(
     if d_output is not None: d_h[1:] = d_output if mask is None else np.where(mask, d_output, 0)
     if d_state is not None: d_h[T if lengths is None else lengths, np.arange(B)] += d_state[0]
     d_a = DERIVATIVES[tape["nonlinearity"]](h[1:])  # (T, B, H), so far only the slopes
-    if mask is not None: d_a *= mask                # nothing flows through the padding
     for t in reversed(range(T)):
         d_a[t] *= d_h[t + 1]                        # (1)
         d_h[t] += d_a[t] @ params["weight_hh_l0"]   # (2)
@@ -122,7 +121,6 @@ def _gradients(d_output, d_state, x, h, weight_ih, weight_hh, mask, nonlinearity
     for stop in range(T, 0, -tile):
         start = max(0, stop - tile)
         d_a = TORCH_DERIVATIVES[nonlinearity](h[start + 1:stop + 1])  # so far only the slopes
-        if mask is not None: d_a.masked_fill_(~mask[start:stop], 0)
         steps, rows = d_a.unbind(0), d_a.flatten(0, 1)
         for t in reversed(range(start, stop)):
             d_a_t = steps[t - start].mul_(d_h)                    # (1)
