@@ -217,7 +217,7 @@ def _text_card(text, colors, legend):
     colors, spans, start = list(colors), [], 0
     for end in range(1, len(text) + 1):
         if end == len(text) or colors[end] != colors[start]:
-            spans.append(f'<span style="background:{colors[start]}">{html.escape(text[start:end])}</span>')
+            spans.append(f'<span style="background:{colors[start]};padding:.12em 0">{html.escape(text[start:end])}</span>')
             start = end
     tag = '<span style="background:{};padding:.1em .6em;border-radius:4px">{}</span>'
     swatches = [tag.format(color, html.escape(name)) for name, color in legend]

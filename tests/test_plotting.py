@@ -1,4 +1,5 @@
 "Figures, drawings and colored text: sound markup, readable colors, clear errors, and no state left behind."
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -45,7 +46,7 @@ def text_of(page):
 
 def spans(page):
     "(background, text) of each span of a colored text."
-    return [(span.get("style").removeprefix("background:"), span.text) for span in ET.fromstring(page.source)[0]]
+    return [(re.search("background:(#[0-9a-f]{6})", span.get("style"))[1], span.text) for span in ET.fromstring(page.source)[0]]
 
 
 # ---- colors and style
