@@ -122,7 +122,7 @@ def rnn_forward(
     x, mask, lengths = _hide_padding(x, lengths)
     h = np.empty((T + 1, B, H), x.dtype)  # (T+1, B, H)
     h[0] = 0 if state is None else state[0]
-    projected = h[1:]  # (T, B, H) shares memory with h: each is overwritten by the state it leads to
+    projected = h[1:]  # (T, B, H), in the memory of the states to come
     rows = projected.reshape(T * B, H)
     np.matmul(x.reshape(T * B, I), params["weight_ih_l0"].T, out=rows)  # all inputs, one product
     rows += params.get("bias_ih_l0", 0) + params.get("bias_hh_l0", 0)
