@@ -53,7 +53,7 @@ def inside_brackets(text):
 def excerpt():
     """The heart of `rnn_forward`: from the first line of its loop's preparation to its return."""
     lines = inspect.getsource(rnn_forward).splitlines()
-    start = next(n for n, line in enumerate(lines) if line.startswith("    h = np.zeros"))
+    start = next(n for n, line in enumerate(lines) if line.startswith("    h = np.empty"))
     return "\n".join(line[4:] for line in lines[start:])
 
 
