@@ -14,7 +14,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q
 EXPORT_CHECK := tests/test_laws.py::test_law_4_export_is_current
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lab site run export bench clean
+.PHONY: help book test lab site run export bench evidence clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -48,6 +48,9 @@ export: $(READY)  ## write rnnbook/ from the notebooks, and clean their metadata
 
 bench: $(READY)  ## measure speed side by side (takes minutes; results are printed)
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(PY) $$script || exit 1; done
+
+evidence: $(READY)  ## complete the records of the long runs (interrupt it as you like; it goes on where it stopped)
+	$(PY) benchmarks/records/evidence.py
 
 clean:  ## remove what was built (the environment in .venv stays)
 	rm -rf _build build dist *.egg-info .pytest_cache .hypothesis
