@@ -23,7 +23,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NUMBER = re.compile(r"(\d\d[a-z]?)_(\w+)")
-STANDING_TESTS = {"laws", "wheel", "site"}  # test files that belong to no chapter
+STANDING_TESTS = {"laws", "wheel", "site", "evidence"}  # test files that belong to no chapter
 
 
 @dataclasses.dataclass
