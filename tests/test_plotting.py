@@ -14,7 +14,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from rnnbook.plotting import (
-    COLORS, HTML, SVG, draw_cell, draw_unrolled, plot_activations, plot_connectivity, plot_curves, plot_gradient_norms,
+    COLORS, HTML, SVG, draw_cell, draw_unrolled, plot_activations, plot_connectivity, plot_curves, plot_gradient_norms, plot_histograms, plot_surface,
     show_text, use_style,
 )
 
@@ -274,3 +274,49 @@ def test_holders_show_what_they_hold_and_print_little():
     assert HTML("<b>x</b>")._repr_html_() == "<b>x</b>" and SVG("<svg/>")._repr_svg_() == "<svg/>"
     assert repr(draw_cell()).startswith("SVG of ") and len(repr(draw_cell())) < 40
     assert draw_cell() == draw_cell("rnn", 6) != draw_cell("rnn", 5)
+
+
+# ---- histograms and surfaces
+
+def test_histograms_share_bins_and_sum_to_one():
+    axes = Figure().subplots(1, 3)
+    samples = {"a": np.arange(10.0), "b": torch.zeros(2, 3), "c": [5, 5, 9]}
+    plot_histograms(samples, xlabel="value", bins=9, axes=axes)
+    share, edges = zip(*[(ax.patches[0].get_data().values, ax.patches[0].get_data().edges) for ax in axes])
+    assert all((edges[0] == e).all() and len(e) == 10 for e in edges) and all(np.isclose(s.sum(), 1) for s in share)
+    assert np.allclose(share[0], [0.1] * 8 + [0.2]) and share[1][0] == 1 and np.allclose(share[2][[5, 8]], [2 / 3, 1 / 3])
+    assert [ax.get_title("left") or ax.get_title() for ax in axes] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("samples, message", [({"a": [1.0, np.nan]}, r"samples\['a'\]: expected finite"), ({"a": [1], "b": []}, r"samples\['b'\]: expected at least one")])
+def test_histograms_refuse(samples, message):
+    with pytest.raises(ValueError, match=message): plot_histograms(samples, xlabel="value")
+
+
+@pytest.mark.parametrize("log, center", [(False, None), (True, None), (False, 1.0)])
+@pytest.mark.parametrize("flat", [False, True])
+def test_surface_fills_the_plane(axes, log, center, flat):
+    x, y = np.linspace(0, 1, 7), np.linspace(2, 5, 4)
+    z = np.ones((4, 7)) if flat else 1 + x + y[:, None]
+    plot_surface(z, torch.tensor(x), y, xlabel="x", ylabel="y", log=log, center=center, ax=axes)
+    assert axes.get_xlim() == (0, 1) and axes.get_ylim() == (2, 5)
+    filled = axes.collections[0]
+    assert filled.levels[0] <= z.min() and filled.levels[-1] >= z.max()
+    assert sum(len(path) for path in filled.get_paths()) > 0
+
+
+def test_paths_are_drawn_from_dot_to_cross(axes):
+    path = np.array([[0.0, 2.0], [0.5, 3.0], [np.nan, np.nan]])
+    plot_surface(np.ones((2, 2)), [0, 1], [2, 3], xlabel="x", ylabel="y", paths={"h": path, "other": path[:2]}, ax=axes)
+    line, start, end = axes.lines[:3]
+    assert np.array_equal(line.get_xydata(), path, equal_nan=True) and line.get_color() == COLORS["h"]
+    assert (start.get_marker(), end.get_marker()) == ("o", "x") and start.get_xydata().tolist() == [[0, 2]]
+    assert {text.get_text() for text in axes.get_legend().get_texts()} == {"h", "other"}
+
+
+@pytest.mark.parametrize("z, options, message", [
+    (np.ones((3, 2)), {}, r"z: expected \(2, 3\), a row for each y, got \(3, 2\)"), (np.zeros((2, 3)), {"log": True}, "z: expected positive"),
+    (np.full((2, 3), np.inf), {}, "z: expected finite"), (np.ones((2, 3)), {"paths": {"p": np.ones((4, 3))}}, r"paths\['p'\]: expected \(N, 2\), got \(4, 3\)"),
+])
+def test_surface_refuses(axes, z, options, message):
+    with pytest.raises(ValueError, match=message): plot_surface(z, [0, 1, 2], [0, 1], xlabel="x", ylabel="y", ax=axes, **options)
