@@ -43,14 +43,14 @@ def ngram_fit(
     levels, context = [], np.zeros(len(ids), np.int64)  # (N - k,) the number of each place's context
     for k in range(order + 1):
         contexts = np.zeros(1, np.int64)  # at order 0 there is one, the empty one
-        if k: contexts, context = np.unique(context[1:] * size + ids[:-k], return_inverse=True)
+        if k: contexts, context = np.unique(context[1:] * size + ids[:-k], return_inverse=True)  # ids k places back
         pairs, counts = np.unique(context * size + ids[k:], return_counts=True)
         owner = pairs // size
         levels.append(dict(contexts=contexts, pairs=pairs, counts=counts,
                            totals=np.bincount(owner, counts), kinds=np.bincount(owner)))
     return NGram(size, levels)
 
-# %% ../nbs/08_character_model.ipynb #c013
+# %% ../nbs/08_character_model.ipynb #c014
 def _checked_ids(ids, size, at_least=1):
     "`ids` as an int64 vector of numbers below `size`, or an error."
     ids = np.asarray(ids)
@@ -66,7 +66,7 @@ def _find(codes, wanted):
     place = np.minimum(np.searchsorted(codes, wanted), len(codes) - 1)
     return place, codes[place] == wanted
 
-# %% ../nbs/08_character_model.ipynb #c015
+# %% ../nbs/08_character_model.ipynb #c016
 def ngram_probabilities(
     model: NGram, # from `ngram_fit`
     ids, # (N,) integers from 0 to V - 1: the text to predict
@@ -91,7 +91,7 @@ def ngram_probabilities(
         rows.append(p)
     return np.stack(rows)
 
-# %% ../nbs/08_character_model.ipynb #c023
+# %% ../nbs/08_character_model.ipynb #c024
 def xz_bits(
     train: str, # text that may be known
     heldout: str, # text to encode
@@ -105,7 +105,7 @@ def xz_bits(
         return len(lzma.compress(data, lzma.FORMAT_RAW, filters=[strongest]))
     return 8 * (size(train + heldout) - size(train)) / len(heldout)
 
-# %% ../nbs/08_character_model.ipynb #c026
+# %% ../nbs/08_character_model.ipynb #c028
 def char_init(
     size: int, # V, size of the vocabulary
     hidden_size: int, # H, units of the hidden state
@@ -120,7 +120,7 @@ def char_init(
     params["weight_hh_l0"] = q * np.sign(np.diag(r))  # with these signs all rotations are equally likely
     return {name: (0 * p if "bias" in name else p).astype(dtype) for name, p in params.items()}
 
-# %% ../nbs/08_character_model.ipynb #c029
+# %% ../nbs/08_character_model.ipynb #c032
 def char_forward(
     ids, # (T, B) integers: characters read
     params: dict, # parameters, see `char_init`
@@ -133,6 +133,7 @@ def char_forward(
     logits, readout = linear_forward(output, params["weight_ho"], params["bias_ho"])
     return logits, state, dict(layer=layer, readout=readout)
 
+# %% ../nbs/08_character_model.ipynb #c034
 def char_backward(
     d_logits: np.ndarray, # (T, B, V) gradient of the loss for the logits
     tape: dict, # from `char_forward`
@@ -142,7 +143,7 @@ def char_backward(
     grads = rnn_backward(readout["x"], None, tape["layer"])
     return grads | {"weight_ho": readout["weight"], "bias_ho": readout["bias"]}
 
-# %% ../nbs/08_character_model.ipynb #c030
+# %% ../nbs/08_character_model.ipynb #c036
 def char_loss(
     params: dict, # parameters, see `char_init`
     batch: tuple, # x, y, each (T, B) integers: characters read, characters to predict
@@ -154,7 +155,7 @@ def char_loss(
     loss, loss_tape = softmax_cross_entropy(logits, y)
     return loss, char_backward(softmax_cross_entropy_backward(loss_tape), tape), state
 
-# %% ../nbs/08_character_model.ipynb #c033
+# %% ../nbs/08_character_model.ipynb #c040
 class CharRNN(torch.nn.Module):
     "The character model in PyTorch: one-hot vectors, `BPTTLayer`, a linear readout."
     def __init__(self,
@@ -198,7 +199,7 @@ class CharRNN(torch.nn.Module):
         logits, state = self(x, state)
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten()), state
 
-# %% ../nbs/08_character_model.ipynb #c045
+# %% ../nbs/08_character_model.ipynb #c056
 def char_bits(
     params: dict, # parameters, see `char_init`
     ids, # (N,) integers: the text, predicted from its second character on
@@ -213,7 +214,7 @@ def char_bits(
         nats += softmax_cross_entropy(logits, y)[0] * len(y)
     return bits_per_character(nats / (len(ids) - 1))
 
-# %% ../nbs/08_character_model.ipynb #c059
+# %% ../nbs/08_character_model.ipynb #c079
 def char_sample(
     params: dict, # parameters, see `char_init`
     vocabulary: Vocabulary, # of the text the model was trained on
@@ -237,13 +238,14 @@ def char_sample(
         logits, state, _ = char_forward([[written[-1]]], params, state)
     return vocabulary.decode(written)
 
+# %% ../nbs/08_character_model.ipynb #c081
 def _choose(logits, temperature, rng):
     "An index drawn from the softmax of the logits over the temperature."
     if temperature == 0: return int(logits.argmax())
     p = np.exp((logits - logits.max()) / temperature)  # (V,)
     return int(rng.choice(len(p), p=p / p.sum()))
 
-# %% ../nbs/08_character_model.ipynb #c086
+# %% ../nbs/08_character_model.ipynb #c114
 def save_model(
     path, # file to write; what is there is replaced as a whole, or stays
     params: dict, # parameters, see `char_init`
@@ -262,7 +264,7 @@ def save_model(
         os.replace(beside, path)
     finally: beside.unlink(missing_ok=True)
 
-# %% ../nbs/08_character_model.ipynb #c087
+# %% ../nbs/08_character_model.ipynb #c115
 def load_model(
     path, # file from `save_model`
 ) -> tuple: # params, vocabulary, options
@@ -287,7 +289,7 @@ def load_model(
     for name, shape in shapes.items(): check_shape(f"{path}: {name}", params[name], shape)
     return params, vocabulary, words["options"]
 
-# %% ../nbs/08_character_model.ipynb #c091
+# %% ../nbs/08_character_model.ipynb #c119
 def _schedule(peak):
     "A learning rate by the share of the run that is done: a short rise, then a straight line down."
     return lambda done: peak * min(1.0, 50 * done + 0.01) * (1 - 0.98 * done)
@@ -303,7 +305,7 @@ def _fit(params, ids, *, backend, device, lr, steps, seconds):
     history = Trainer(module, CharRNN.loss, device=device, **options).fit(batches, **limits)
     return numpy_params(module), history
 
-# %% ../nbs/08_character_model.ipynb #c093
+# %% ../nbs/08_character_model.ipynb #c121
 #| code-fold: true
 #| code-summary: "The parser"
 def _number(kind, zero=False):
@@ -319,7 +321,8 @@ def _number(kind, zero=False):
 def _parser():
     "What `rnnbook-text` understands."
     about = "Train a recurrent network on a text, character by character, and let it write."
-    parser = argparse.ArgumentParser(prog="rnnbook-text", description=about)
+    hint = "rnnbook-text train --help and rnnbook-text sample --help list the options."
+    parser = argparse.ArgumentParser(prog="rnnbook-text", description=about, epilog=hint)
     commands = parser.add_subparsers(required=True, metavar="{train,sample}")
     about = "Learn from a text file. Ctrl-C stops early and saves."
     _add_train(commands.add_parser("train", help="learn from a text file", description=about))
@@ -327,9 +330,9 @@ def _parser():
     _add_sample(commands.add_parser("sample", help="let a model write", description=about))
     return parser
 
-# %% ../nbs/08_character_model.ipynb #c094
+# %% ../nbs/08_character_model.ipynb #c123
 #| code-fold: true
-#| code-summary: "The options"
+#| code-summary: "The options of rnnbook-text train"
 def _add_train(parser):
     "The options of `rnnbook-text train`."
     add = parser.add_argument
@@ -345,6 +348,9 @@ def _add_train(parser):
     add("--backend", choices=("torch", "numpy"), default="torch", help="what trains (default %(default)s)")
     add("--device", default="auto", help="where torch trains: cpu, cuda, or auto, the GPU where there is one (default)")
 
+# %% ../nbs/08_character_model.ipynb #c124
+#| code-fold: true
+#| code-summary: "The options of rnnbook-text sample"
 def _add_sample(parser):
     "The options of `rnnbook-text sample`."
     add = parser.add_argument
@@ -356,9 +362,9 @@ def _add_sample(parser):
         help="lower is safer, higher is bolder (default %(default)s)")
     add("--seed", type=_number(int, zero=True), default=0, help="random seed (default %(default)s)")
 
-# %% ../nbs/08_character_model.ipynb #c095
+# %% ../nbs/08_character_model.ipynb #c126
 #| code-fold: true
-#| code-summary: "The checks, before anything is computed"
+#| code-summary: "Is there such a device?"
 def _device(backend, device):
     "The name of the device to train on, or an error that says what to do."
     if backend == "numpy":
@@ -370,27 +376,35 @@ def _device(backend, device):
         raise ValueError(f"--device {device}: there is no such device here; --device cpu always works") from None
     return device
 
+# %% ../nbs/08_character_model.ipynb #c127
+#| code-fold: true
+#| code-summary: "Can the file be read, and the model be written?"
 def _check_source(path):
     "An error that says what to do unless there is such a file."
-    if not Path(path).is_file(): raise ValueError(f"{path}: there is no such file; check the name and the folder")
+    if Path(path).is_file(): return
+    found = ", only a folder" if Path(path).is_dir() else ""
+    raise ValueError(f"{path}: there is no such file{found}; check the name and the folder")
 
-def _check_out(path, force):
+def _check_out(path, source, force):
     "An error that says what to do unless a model can be saved there."
     folder = Path(path).parent
     if Path(path).is_dir() or not folder.is_dir():
         raise ValueError(f"--out {path}: expected a file's name, in a folder that exists")
+    if Path(path).exists() and Path(path).samefile(source):
+        raise ValueError(f"--out {path}: this is the text to learn from; choose another name")
     if Path(path).exists() and not force:
         raise ValueError(f"--out {path}: this file exists; choose another name, or add --force to replace it")
-    if not os.access(folder, os.W_OK): raise ValueError(f"--out {path}: this folder cannot be written to; choose another")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"--out {path}: this folder cannot be written to; choose another")
 
-# %% ../nbs/08_character_model.ipynb #c096
+# %% ../nbs/08_character_model.ipynb #c129
 #| code-fold: true
 #| code-summary: "rnnbook-text train"
 def _train_command(options):
     "`rnnbook-text train`; returns the exit code."
     device = _device(options.backend, options.device)
     _check_source(options.file)
-    _check_out(options.out, options.force)
+    _check_out(options.out, options.file, options.force)
     text = read_text(options.file, at_least=1000)
     vocabulary = Vocabulary.from_text(text)
     ids, V = vocabulary.encode(text), len(vocabulary)
@@ -409,19 +423,19 @@ def _train_command(options):
     _report(params, ids, heldout, V)
     return 130 if early else 0
 
-# %% ../nbs/08_character_model.ipynb #c097
+# %% ../nbs/08_character_model.ipynb #c130
 #| code-fold: true
 #| code-summary: "Its last two lines"
 def _report(params, ids, heldout, V):
     "Print how well the model predicts the held-out text, and how well counting does."
     counted = ngram_probabilities(ngram_fit(ids[-10_000_000:], V), heldout)  # more counts might not fit into memory
-    bits = -np.log2(counted[:, 1:]).mean(1)
+    bits = np.log2(1 / counted[:, 1:]).mean(1)
     print(f"held-out bits per character: {char_bits(params, heldout):.3f}")
     print(f"best n-gram, for comparison: {bits.min():.3f} (Witten-Bell, order {bits.argmin()})")
 
-# %% ../nbs/08_character_model.ipynb #c098
+# %% ../nbs/08_character_model.ipynb #c132
 #| code-fold: true
-#| code-summary: "rnnbook-text sample, and the command itself"
+#| code-summary: "rnnbook-text sample"
 def _sample_command(options):
     "`rnnbook-text sample`; returns the exit code."
     _check_source(options.model)
@@ -430,10 +444,14 @@ def _sample_command(options):
     prompt = options.prompt or ("\n" if "\n" in known else known[0])
     strange = [repr(c) for c in dict.fromkeys(prompt) if c not in known]
     if strange:
-        raise ValueError(f"--prompt: the model has never seen {', '.join(strange)}; it knows {''.join(known)!r}")
+        others = f" and {len(known) - 200:,} others" if len(known) > 200 else ""
+        raise ValueError(f"--prompt: the model has never seen {', '.join(strange)}; it knows {''.join(known[:200])!r}{others}")
     written = char_sample(params, vocabulary, prompt, options.length, temperature=options.temperature, rng=rng)
     print((options.prompt or "") + written)
     return 0
+
+# %% ../nbs/08_character_model.ipynb #c134
+_NO_MEMORY = (MemoryError, torch.cuda.OutOfMemoryError)  # on the CPU, on a GPU
 
 def main(
     argv: list | None = None, # the arguments; None for those of the command line
@@ -442,6 +460,8 @@ def main(
     options = _parser().parse_args(argv)
     try: return options.run(options)
     except KeyboardInterrupt as error: message, code = str(error) or "interrupted", 130
-    except (ValueError, OSError, MemoryError, Diverged) as error: message, code = str(error), 1
+    except (ValueError, OSError, Diverged) as error: message, code = str(error), 1
+    except _NO_MEMORY as error:
+        message, code = f"not enough memory; a smaller --hidden needs less ({error})", 1
     print(f"rnnbook-text: {message}", file=sys.stderr)
     return code
