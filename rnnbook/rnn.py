@@ -154,13 +154,16 @@ class RecurrentCell(torch.nn.Module):
     def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
         super().__init__()
         self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
-        I, H, G = input_size, hidden_size, self.gates * hidden_size
-        shapes = dict(weight_ih=(G, I), weight_hh=(G, H), bias_ih=(G,), bias_hh=(G,))
-        for name, shape in shapes.items():
+        for name, shape in self.shapes().items():
             values = torch.empty(shape, device=device, dtype=dtype)
-            kept = bias or name.startswith("weight")
+            kept = bias or not name.startswith("bias")
             self.register_parameter(name, torch.nn.Parameter(values) if kept else None)
         self.reset_parameters()
+
+    def shapes(self):
+        "The shape of each parameter, by name."
+        I, H, G = self.input_size, self.hidden_size, self.gates * self.hidden_size
+        return dict(weight_ih=(G, I), weight_hh=(G, H), bias_ih=(G,), bias_hh=(G,))
 
     def reset_parameters(self):
         "Draw every parameter uniformly from ±1/√H."
