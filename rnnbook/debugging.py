@@ -74,13 +74,16 @@ def activation_report(
 ) -> ActivationReport: # `dead`, `flat`, `mean`, `std`
     """Count the units that never move, and the values where the gradient is cut off.
 
-    Raises: ValueError if the states do not have three dimensions or are fewer than two.
+    Raises: ValueError if the states do not have three dimensions or are fewer than two, or the
+    nonlinearity is not known.
     """
     states = _array(states)
     if states.ndim != 3: raise ValueError(f"states: expected (T, B, H), got {states.shape}")
     inside = np.ones(states.shape[:2], bool) if lengths is None else length_mask(lengths, len(states))
     values = states[inside]  # (N, H)
     if values.size == 0 or len(values) < 2: raise ValueError(f"states: expected at least 2, got {len(values)}")
+    if nonlinearity not in _STEEPEST:
+        raise ValueError(f"nonlinearity: expected one of {', '.join(map(repr, _STEEPEST))}, got {nonlinearity!r}")
     slope = DERIVATIVES[nonlinearity](values) / _STEEPEST[nonlinearity]
     dead = np.ptp(values, axis=0) <= 1e-6
     return ActivationReport(*map(float, (dead.mean(), (slope < 0.02).mean(), values.mean(), values.std())))

@@ -166,6 +166,11 @@ def test_too_little_to_report_is_refused(states, lengths):
         activation_report(states, lengths=lengths)
 
 
+def test_an_unknown_nonlinearity_is_refused():
+    with pytest.raises(ValueError, match="nonlinearity: expected one of 'tanh', 'relu', 'sigmoid', got 'gelu'"):
+        activation_report(np.zeros((3, 2, 4)), "gelu")
+
+
 # ---- influence
 
 
