@@ -14,12 +14,12 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from rnnbook.plotting import (
-    COLORS, HTML, SVG, draw_cell, draw_unrolled, plot_activations, plot_connectivity, plot_curves, plot_gradient_norms, plot_histograms, plot_surface,
+    COLORS, HTML, SVG, draw_cell, draw_unrolled, plot_activations, plot_connectivity, plot_curves, plot_gates, plot_gradient_norms, plot_histograms, plot_surface,
     show_text, use_style,
 )
 
 NAMES = {"xlabel": "step", "ylabel": "value"}
-DRAWINGS = [draw_cell("rnn", step) for step in (None, 1, 2, 3, 4, 5, 6)] + [
+DRAWINGS = [draw_cell(kind, step) for kind in ("rnn", "lstm") for step in (None, 1, 2, 3, 4, 5, 6)] + [
     draw_unrolled(steps, gradient) for steps in (1, 3, 8) for gradient in (False, True)
 ]
 
@@ -181,6 +181,32 @@ def test_activations_refused(axes, states, tokens, message):
         plot_activations(states, tokens, ax=axes)
 
 
+# ---- gates
+
+def test_gates(axes):
+    plot_gates({"i": torch.tensor([0.0, 1.0, 0.5]), "c": [-2.0, 0.0, 4.0], "kept": [0, 0, 0]}, ["a", " ", "b"], title="T", ax=axes)
+    i, c, kept = (band.get_data() for band in axes.patches)
+    assert np.allclose(i.values, [0.92, 0.08, 0.5]) and i.baseline == 0.92          # a gate is drawn from the foot of its band
+    assert np.allclose(c.values, [1.71, 1.5, 1.08]) and c.baseline == 1.5           # a state from the middle, by its largest magnitude
+    assert (kept.values == 2.92).all()
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["i", "c (±4)", "kept"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "␣", "b"]
+    assert [band.get_facecolor()[:3] for band in axes.patches] == [to_rgb(COLORS[key]) for key in ("i", "c", "grey")]
+    assert axes.get_xlim() == (-0.5, 2.5) and axes.get_ylim() == (3, 0)
+
+
+@pytest.mark.parametrize("gates, tokens, message", [
+    ({"i": np.zeros((2, 2))}, None, r"gates\['i'\]: expected 1 dimension, got shape \(2, 2\)"),
+    ({"i": [0.0, np.nan]}, None, r"gates\['i'\]: expected finite values, got nan"),
+    ({"i": [0, 1], "f": [1]}, None, r"gates\['f'\]: expected \(2,\) like the first, got \(1,\)"),
+    ({"i": [0, 1]}, "a", "tokens: expected 2, one per step, got 1"),
+])
+def test_gates_refused(axes, gates, tokens, message):
+    with pytest.raises(ValueError, match=message):
+        plot_gates(gates, tokens, ax=axes)
+    assert not axes.patches
+
+
 # ---- colored text
 
 PRINTABLE = st.text(st.characters(blacklist_categories=["Cs", "Cc"]) | st.sampled_from("\n\t<>&\"' "), max_size=40)
@@ -245,10 +271,11 @@ def parts(drawing):
     return [ET.tostring(part) for part in ET.fromstring(drawing.source).findall("{*}g")]
 
 
-def test_a_cell_grows_part_by_part():
-    whole = parts(draw_cell("rnn"))
+@pytest.mark.parametrize("kind", ["rnn", "lstm"])
+def test_a_cell_grows_part_by_part(kind):
+    whole = parts(draw_cell(kind))
     assert len(whole) == 6
-    assert all(parts(draw_cell("rnn", step)) == whole[:step] for step in range(1, 7))
+    assert all(parts(draw_cell(kind, step)) == whole[:step] for step in range(1, 7))
 
 
 def test_the_unrolled_network_has_a_part_per_step():
@@ -259,7 +286,7 @@ def test_the_unrolled_network_has_a_part_per_step():
 
 
 @pytest.mark.parametrize("call, message", [
-    (lambda: draw_cell("elman"), "kind: expected one of 'rnn', got 'elman'"),
+    (lambda: draw_cell("elman"), "kind: expected one of 'rnn', 'lstm', got 'elman'"),
     (lambda: draw_cell("rnn", 0), "step: expected 1 to 6, got 0"),
     (lambda: draw_cell("rnn", 7), "step: expected 1 to 6, got 7"),
     (lambda: draw_unrolled(0), "steps: expected 1 to 8, got 0"),
