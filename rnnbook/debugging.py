@@ -81,9 +81,11 @@ def activation_report(
     if states.ndim != 3: raise ValueError(f"states: expected (T, B, H), got {states.shape}")
     inside = np.ones(states.shape[:2], bool) if lengths is None else length_mask(lengths, len(states))
     values = states[inside]  # (N, H)
-    if values.size == 0 or len(values) < 2: raise ValueError(f"states: expected at least 2, got {len(values)}")
+    if values.size == 0 or len(values) < 2:
+        raise ValueError(f"states: expected at least 2, got {len(values)}")
     if nonlinearity not in _STEEPEST:
-        raise ValueError(f"nonlinearity: expected one of {', '.join(map(repr, _STEEPEST))}, got {nonlinearity!r}")
+        choices = ", ".join(map(repr, _STEEPEST))
+        raise ValueError(f"nonlinearity: expected one of {choices}, got {nonlinearity!r}")
     slope = DERIVATIVES[nonlinearity](values) / _STEEPEST[nonlinearity]
     dead = np.ptp(values, axis=0) <= 1e-6
     return ActivationReport(*map(float, (dead.mean(), (slope < 0.02).mean(), values.mean(), values.std())))
@@ -95,7 +97,7 @@ def influence(
     *,
     axis: int = 0, # along which to nudge and to watch: 0 for steps, 1 for sequences
     nudge=1.0, # what to add
-) -> np.ndarray: # (N, M): row n, by how far entry m of the output moved along that axis when entry n of `x` did
+) -> np.ndarray: # (N, M): how far entry m of the output moved when entry n of `x` was nudged
     """Which entries of the output depend on which entries of the input, measured, not derived.
 
     Raises: ValueError if `axis` is no axis of `x`.
