@@ -30,7 +30,7 @@ def _open_folder(target):
     except OSError: return None  # Windows opens no folders; a missing one shows when we write
     with suppress(OSError, AttributeError):  # somebody else is saving here, or there are no locks
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        pattern = f".{glob.escape(target.name)}.{8 * '[0-9a-f]'}.tmp"
+        pattern = f".{glob.escape(target.name)}.{16 * '[0-9a-f]'}.tmp"
         for leftover in target.parent.glob(pattern): leftover.unlink()
     with suppress(OSError, AttributeError): fcntl.flock(folder, fcntl.LOCK_SH)
     return folder
@@ -45,7 +45,7 @@ def write_whole(
     Raises: OSError that says what was refused, and what stands under the name now.
     """
     target, outcome = Path(os.path.realpath(path)), "what was there before is unchanged"
-    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    beside = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     folder = _open_folder(target)
     try:
         with open(beside, "xb") as file:
@@ -196,12 +196,14 @@ def load_checkpoint(
         file.readinto(data)
     expected = f"{path}: expected a checkpoint of rnnbook, got"
     if data[8:_SUM.start] != _START:
-        kind = "a zip archive" if data[:2] == b"PK" else "a pickle" if data[:1] == b"\x80" else "something else"
-        raise CheckpointError(f"{expected} {kind if data else 'an empty file'}")
+        other = "something else" if data else "an empty file"
+        kind = "a zip archive" if data[:2] == b"PK" else "a pickle" if data[:1] == b"\x80" else other
+        raise CheckpointError(f"{expected} {kind}")
     found, data[_SUM] = data[_SUM], 64 * b"0"
     if found != _checksum([data]):
         raise CheckpointError(f"{path}: changed or cut off since it was written, its checksum is wrong")
     try: return _read(data)
+    except MemoryError: raise
     except Exception as error:  # the sum is right: somebody wanted it so
         raise CheckpointError(f"{expected} one that makes no sense ({error!r:.200})") from error
 

@@ -330,7 +330,7 @@ def test_a_leftover_is_cleaned_only_when_its_saver_is_dead(tmp_path):
     "A saver that hangs keeps its temporary file while others save, until it is killed."
     code = SAVE + "def hang(*args): print('there', flush=True); time.sleep(60)\nos.replace = hang\nsave_checkpoint(sys.argv[1], 1)"
     path = tmp_path / "c"
-    for decoy in (".c.tmp", ".c.1234567z.tmp", ".c.12345678.tmp2", "c.12345678.tmp", ".c.d.12345678.tmp"): (tmp_path / decoy).touch()
+    for decoy in (".c.tmp", f".c.{15 * '1'}z.tmp", f".c.{16 * '1'}.tmp2", f"c.{16 * '1'}.tmp", f".c.d.{16 * '1'}.tmp"): (tmp_path / decoy).touch()
     with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout.readline() == "there\n"
         before = listing(tmp_path)
@@ -360,7 +360,7 @@ def test_many_savers_at_once(tmp_path):
 @posix
 def test_a_file_system_without_locks(saved, monkeypatch):
     def refuse(*args): raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-    leftover = saved.parent / f".{saved.name}.00000000.tmp"
+    leftover = saved.parent / f".{saved.name}.0000000000000000.tmp"
     leftover.touch()
     monkeypatch.setattr(checkpoints.fcntl, "flock", refuse)
     save_checkpoint(saved, 1)
