@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from .bptt import BPTTLayer, rnn_backward
+from .checkpoints import write_whole
 from .datasets import read_text
 from .feedforward import bits_per_character, linear_backward, linear_forward
 from .feedforward import softmax_cross_entropy, softmax_cross_entropy_backward
@@ -252,17 +253,10 @@ def save_model(
     vocabulary: Vocabulary, # of the text
     options: dict, # how the model came about: anything JSON can hold
 ):
-    "Write a model as one safetensors file: first beside its place, then, once it is on the disk, into it."
-    path, words = Path(path), json.dumps({"vocabulary": vocabulary.tokens, "options": options})
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    "Write a model as one safetensors file, whole or not at all."
+    words = json.dumps({"vocabulary": vocabulary.tokens, "options": options})
     arrays = {name: np.ascontiguousarray(p) for name, p in params.items()}
-    try:
-        with open(beside, "wb") as file:
-            file.write(save(arrays, metadata={"rnnbook.character_model": words}))
-            file.flush()
-            os.fsync(file.fileno())  # on the disk before the name says so
-        os.replace(beside, path)
-    finally: beside.unlink(missing_ok=True)
+    write_whole(path, [save(arrays, metadata={"rnnbook.character_model": words})])
 
 # %% ../nbs/08_character_model.ipynb #c115
 def load_model(

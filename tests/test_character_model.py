@@ -1,4 +1,5 @@
 """Chapter 08: the n-gram against a brute-force one, both character models, the model file, and the command `rnnbook-text`."""
+import base64
 import itertools
 import json
 import math
@@ -8,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -237,6 +239,22 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda number: (_ for _ in ()).throw(OSError("No space left on device")))
     with pytest.raises(OSError, match="No space"): saved(tmp_path / "m", V=3)
     assert (tmp_path / "m").read_bytes() == before and os.listdir(tmp_path) == ["m"]
+
+
+BEFORE = (  # a file as rnnbook-text wrote it before it used `write_whole`, compressed
+    "c-oaxL2AP=5EMQ28D`H*kmL|jU*c0g5gApsmCDqyjHR>$W60C`v`Q|7K;4EeEX=MnGrK~M4`hxJq&#Y`YUP!bkc}{OU1{yxsxoR&mDhtj+FG}e!6@L}R;oO;YB&qXlDz;W022X1oG8^#0*"
+    "YAK-Z!>$@k-!0ulpIN@vI#pq$|p%2_}THQBE2oTN=%4f9`d#dQLeYIHO{<X9dDMpgkO%_Aaz2u8S+%{!ZmTscU5X%5DDb%s8@5<bUYq)%d%!<C4Y(Ila~RYl9^LPLXeK1n#YY3-7?Un1)5B"
+    "BnBa$J3^A2ke85`fJw}N^Zfg#Ty|fi#HaB")
+
+
+def test_a_model_saved_before_is_loaded(tmp_path):
+    (tmp_path / "m").write_bytes(zlib.decompress(base64.b85decode(BEFORE)))
+    params, vocabulary, options = load_model(tmp_path / "m")
+    assert vocabulary.tokens == Vocabulary("aé").tokens and options == {"steps": 3, "lr": 0.01}
+    assert {name: p.tolist() for name, p in params.items()} == {
+        "weight_ih_l0": [[0.0, 1.0]], "weight_hh_l0": [[0.5]], "bias_ih_l0": [1.0], "bias_hh_l0": [1.5], "weight_ho": [[2.0], [3.0]], "bias_ho": [2.5, 3.5]}
+    save_model(tmp_path / "n", params, vocabulary, options)
+    assert (tmp_path / "n").read_bytes() == (tmp_path / "m").read_bytes()
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"\x80\x04N.", None, "cut", "flipped header"])
