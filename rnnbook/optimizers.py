@@ -234,7 +234,7 @@ def adamw(
     return adam(params, grads, state, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay,
                 amsgrad=amsgrad, maximize=maximize, decoupled_weight_decay=True)
 
-# %% ../nbs/06_optimizers.ipynb #c062
+# %% ../nbs/06_optimizers.ipynb #c065
 _ONE_WAY = dict(foreach=None, fused=None, capturable=False, differentiable=False)
 _NOTES = ("params", "param_names", "initial_lr", "min_lr", "max_lr", "swa_lr", "base_momentum",
           "max_momentum")  # what else a group may hold: the notes of torch's schedules
@@ -253,7 +253,7 @@ def _check_group(optimizer, group):
                              f"compute here, got {value}")
     _check_options(options)
 
-# %% ../nbs/06_optimizers.ipynb #c064
+# %% ../nbs/06_optimizers.ipynb #c067
 def _check_state(optimizer, groups, state):
     "An error unless options and shapes of a saved state fit the optimizer."
     for group in groups: _check_group(optimizer, group)
@@ -272,7 +272,7 @@ def _with_gradient(groups):
             raise TypeError(f"grad: expected a dense real tensor, got {g.layout}, {g.dtype}")
     return found
 
-# %% ../nbs/06_optimizers.ipynb #c065
+# %% ../nbs/06_optimizers.ipynb #c068
 class _Family(torch.optim.Optimizer):
     "What all members share; `update` says what happens to one parameter."
     def __init__(self, params, **options):
@@ -310,7 +310,7 @@ class _Family(torch.optim.Optimizer):
             self.update(p, g, lr, group)
         return loss
 
-# %% ../nbs/06_optimizers.ipynb #c067
+# %% ../nbs/06_optimizers.ipynb #c070
 class SGD(_Family):
     "Gradient descent, with or without momentum; the face of `torch.optim.SGD`."
     def __init__(self,
@@ -338,7 +338,7 @@ class SGD(_Family):
             g = g.add(m, alpha=momentum) if group["nesterov"] else m
         p.add_(g, alpha=-lr)
 
-# %% ../nbs/06_optimizers.ipynb #c069
+# %% ../nbs/06_optimizers.ipynb #c072
 class Adagrad(_Family):
     "Adagrad; the face and the state of `torch.optim.Adagrad`."
     def __init__(self,
@@ -366,7 +366,7 @@ class Adagrad(_Family):
         s.addcmul_(g, g)
         p.addcdiv_(g, s.sqrt().add_(group["eps"]), value=-lr / (1 + (t - 1) * group["lr_decay"]))
 
-# %% ../nbs/06_optimizers.ipynb #c071
+# %% ../nbs/06_optimizers.ipynb #c074
 class Adadelta(_Family):
     "Adadelta; the face and the state of `torch.optim.Adadelta`."
     def __init__(self,
@@ -394,7 +394,7 @@ class Adadelta(_Family):
         u.mul_(rho).addcmul_(step, step, value=1 - rho)
         p.add_(step, alpha=-lr)
 
-# %% ../nbs/06_optimizers.ipynb #c073
+# %% ../nbs/06_optimizers.ipynb #c076
 class RMSprop(_Family):
     "RMSprop; the face and the state of `torch.optim.RMSprop`."
     def __init__(self,
@@ -427,7 +427,7 @@ class RMSprop(_Family):
         if not momentum: p.addcdiv_(g, root, value=-lr)
         else: p.add_(memory["momentum_buffer"].mul_(momentum).addcdiv_(g, root), alpha=-lr)
 
-# %% ../nbs/06_optimizers.ipynb #c075
+# %% ../nbs/06_optimizers.ipynb #c078
 class Adam(_Family):
     "Adam; the face and the state of `torch.optim.Adam`."
     def __init__(self,
@@ -460,7 +460,7 @@ class Adam(_Family):
         root = v.sqrt().div_(math.sqrt(1 - beta2**t)).add_(group["eps"])
         p.addcdiv_(m, root, value=-lr / (1 - beta1**t))
 
-# %% ../nbs/06_optimizers.ipynb #c077
+# %% ../nbs/06_optimizers.ipynb #c080
 class AdamW(Adam):
     "Adam that shrinks the parameters; the face and the state of `torch.optim.AdamW`."
     def __init__(self,
@@ -483,7 +483,7 @@ class AdamW(Adam):
         super().__setstate__(state)
         for group in self.param_groups: group["decoupled_weight_decay"] = True
 
-# %% ../nbs/06_optimizers.ipynb #c093
+# %% ../nbs/06_optimizers.ipynb #c099
 def step_schedule(
     lr: float, # rate at the start
     drops: tuple = (0.5, 0.75), # shares of the run after which the rate drops
@@ -495,7 +495,7 @@ def step_schedule(
         raise ValueError(f"drops: expected shares of the run, from 0 to 1, got {drops}")
     return lambda done: lr * factor ** sum(drop <= done for drop in drops)
 
-# %% ../nbs/06_optimizers.ipynb #c095
+# %% ../nbs/06_optimizers.ipynb #c101
 def cosine_schedule(
     lr: float, # rate at the start
     final: float = 0.0, # rate at the end
@@ -507,7 +507,7 @@ def cosine_schedule(
     _check_options(dict(lr=lr, final=final))
     return lambda done: final + (lr - final) * (1 + math.cos(math.pi * done)) / 2
 
-# %% ../nbs/06_optimizers.ipynb #c097
+# %% ../nbs/06_optimizers.ipynb #c103
 def warmup_schedule(
     schedule, # a rate, or a function: share done -> rate
     share: float = 0.1, # of the run, for the warm-up; below 1
@@ -525,7 +525,7 @@ def warmup_schedule(
         if hasattr(schedule, name): setattr(warm, name, getattr(schedule, name))
     return warm
 
-# %% ../nbs/06_optimizers.ipynb #c099
+# %% ../nbs/06_optimizers.ipynb #c105
 @dataclass
 class Plateau:
     "A rate that drops when the validation loss stalls; torch's `ReduceLROnPlateau`."
