@@ -96,7 +96,8 @@ def _pack(value, table, place=()):
     if len(place) > 100: _refuse(place[:2], "at most 100 levels", "more")
     if value is None or kind in (bool, str): return value
     if kind is int: return value if abs(value) < 2**63 else {"int": hex(value)}
-    if kind is float: return value if math.isfinite(value) else {"float": struct.pack(">d", value).hex()}
+    if kind is float and math.isfinite(value): return value
+    if kind is float: return {"float": struct.pack(">d", value).hex()}  # infinite, or NaN with its bits
     if kind is tuple: return {"tuple": [inside(i, v) for i, v in enumerate(value)]}
     if kind is list and value and all(type(v) is float for v in value):  # a history may be long
         return {"floats": _enter(np.array(value), place, table)}
