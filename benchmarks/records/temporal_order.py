@@ -15,7 +15,7 @@ from rnnbook.bptt import BPTTLayer
 from rnnbook.gradients import clip_grad_norm_, temporal_order
 from torch.nn.functional import cross_entropy
 
-SETTINGS = [("orthogonal", length) for length in (20, 30, 40, 50)] + [("basic tanh", 20), ("basic tanh", 30)] + [("orthogonal", length) for length in (100, 75, 150)]
+SETTINGS = [*(("orthogonal", length) for length in (20, 30, 40, 50, 75, 100)), ("basic tanh", 20), ("basic tanh", 30)]
 SEEDS = range(5)
 HIDDEN, BATCH, LR, MAX_NORM, UPDATES, EVERY = 50, 20, 0.01, 1.0, 30_000, 500
 
