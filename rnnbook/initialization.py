@@ -14,17 +14,20 @@ import numpy as np
 import torch
 from .plotting import COLORS, _card
 
-# %% ../nbs/05_initialization.ipynb #c017
+# %% ../nbs/05_initialization.ipynb #c019
 #| code-fold: true
 #| code-summary: "The checks of the arguments"
 def _check_number(name, value):
     "Raise unless `value` is a finite number that is not negative."
-    if not isinstance(value, (int, float, np.number)): raise TypeError(f"{name}: expected a number, got {value!r}")
-    if not 0 <= value < math.inf: raise ValueError(f"{name}: expected a finite number of at least 0, got {value}")
+    if not isinstance(value, (int, float, np.number)):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name}: expected a finite number of at least 0, got {value}")
 
 def _check_dtype(dtype):
     "Raise unless `dtype` is a float type."
-    if not np.issubdtype(dtype, np.floating): raise TypeError(f"dtype: expected a float type, got {np.dtype(dtype)}")
+    if not np.issubdtype(dtype, np.floating):
+        raise TypeError(f"dtype: expected a float type, got {np.dtype(dtype)}")
 
 def _check_rng(rng):
     "Raise unless `rng` is a NumPy generator."
@@ -33,21 +36,26 @@ def _check_rng(rng):
 
 def _check_tensor(tensor):
     "Raise unless `tensor` is a float tensor that has fans."
-    if not isinstance(tensor, torch.Tensor): raise TypeError(f"tensor: expected a tensor, got {type(tensor).__name__}")
-    if not tensor.is_floating_point(): raise TypeError(f"tensor: expected a float tensor, got {tensor.dtype}")
-    if tensor.dim() < 2: raise ValueError(f"tensor: expected 2 dimensions (fan_out, fan_in) or more, got {tuple(tensor.shape)}")
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"tensor: expected a tensor, got {type(tensor).__name__}")
+    if not tensor.is_floating_point():
+        raise TypeError(f"tensor: expected a float tensor, got {tensor.dtype}")
+    if tensor.dim() < 2:
+        raise ValueError("tensor: expected 2 dimensions (fan_out, fan_in) or more, "
+                         f"got {tuple(tensor.shape)}")
 
-# %% ../nbs/05_initialization.ipynb #c018
+# %% ../nbs/05_initialization.ipynb #c020
 def fans(
     shape: tuple, # shape of a weight, (fan_out, fan_in) and perhaps more dimensions
 ) -> tuple: # fan_in and fan_out, two integers
     "How many numbers a unit sums, and how many units a number goes to, as `torch.nn.init` counts."
     shape = tuple(shape)
-    if len(shape) < 2: raise ValueError(f"shape: expected 2 dimensions (fan_out, fan_in) or more, got {shape}")
+    if len(shape) < 2:
+        raise ValueError(f"shape: expected 2 dimensions (fan_out, fan_in) or more, got {shape}")
     field = math.prod(shape[2:])
     return shape[1] * field, shape[0] * field
 
-# %% ../nbs/05_initialization.ipynb #c021
+# %% ../nbs/05_initialization.ipynb #c023
 def _uniform(shape, std, rng, dtype):
     "Uniform numbers of standard deviation `std`."
     bound = math.sqrt(3) * std  # the variance of U(-b, b) is b²/3
@@ -62,7 +70,7 @@ def _xavier_std(shape, gain):
     _check_number("gain", gain)
     return gain * math.sqrt(2.0 / max(sum(fans(shape)), 1))
 
-# %% ../nbs/05_initialization.ipynb #c022
+# %% ../nbs/05_initialization.ipynb #c024
 def xavier_uniform(
     shape: tuple, # (fan_out, fan_in, ...) of the weight
     *,
@@ -91,9 +99,9 @@ def xavier_normal(
     _check_rng(rng); _check_dtype(dtype)
     return _normal(shape, _xavier_std(shape, gain), rng, dtype)
 
-# %% ../nbs/05_initialization.ipynb #c033
+# %% ../nbs/05_initialization.ipynb #c035
 def _nilpotent(matrix):
-    "Is a power of the matrix zero, or nothing but rounding? The power H would show it; squaring gets there soon."
+    "Is a power of the matrix zero, or nothing but rounding? Power H would show it."
     power, rounding = matrix / np.linalg.norm(matrix), 1e-12  # of the sum of what cancels
     for _ in range(len(matrix).bit_length()):
         square = power @ power
@@ -113,13 +121,14 @@ def spectral_radius(
         raise ValueError(f"matrix: expected a square one (H, H), got {matrix.shape}")
     if not np.issubdtype(matrix.dtype, np.floating):
         raise TypeError(f"matrix: expected a float array, got {matrix.dtype}")
-    if not np.isfinite(matrix).all(): raise ValueError("matrix: expected finite numbers, got infinity or NaN")
+    if not np.isfinite(matrix).all():
+        raise ValueError("matrix: expected finite numbers, got infinity or NaN")
     largest = float(np.abs(matrix).max())
     if largest == 0: return 0.0
     scaled = matrix.astype(np.float64) / largest  # so that nothing overflows below
     return 0.0 if _nilpotent(scaled) else largest * float(np.abs(np.linalg.eigvals(scaled)).max())
 
-# %% ../nbs/05_initialization.ipynb #c038
+# %% ../nbs/05_initialization.ipynb #c040
 def scale_spectral_radius(
     matrix: np.ndarray, # (H, H) square, finite and not nilpotent
     radius: float, # positive, the spectral radius wanted
@@ -132,18 +141,19 @@ def scale_spectral_radius(
     if radius == 0: raise ValueError("radius: expected a positive number, got 0")
     matrix = np.asarray(matrix)
     present = spectral_radius(matrix)
-    if present == 0: raise ValueError("matrix: expected a spectral radius above 0, got a zero or nilpotent matrix, "
-                                      "whose eigenvalues are all 0 whatever it is multiplied by")
+    if present == 0:
+        raise ValueError("matrix: expected a spectral radius above 0, got a zero or nilpotent "
+                         "matrix, whose eigenvalues are all 0 whatever it is multiplied by")
     return (matrix.astype(np.float64) * (radius / present)).astype(matrix.dtype)
 
-# %% ../nbs/05_initialization.ipynb #c043
+# %% ../nbs/05_initialization.ipynb #c045
 def orthogonal(
     shape: tuple, # (fan_out, fan_in, ...); further dimensions count as columns
     *,
     rng: np.random.Generator, # source of the random numbers
     gain: float = 1.0, # factor: the length of every row or column
     dtype=np.float64, # float type of the result
-) -> np.ndarray: # the weight: orthonormal columns or, if there are more columns than rows, rows, times gain
+) -> np.ndarray: # the weight: gain times orthonormal columns, or rows if those are fewer
     """A random (semi-)orthogonal matrix, every one as likely as any other.
 
     Source: Saxe, McClelland and Ganguli (2014); the signs from Mezzadri (2007).
@@ -162,7 +172,7 @@ def identity(
     gain: float = 1.0, # the number on the diagonal
     dtype=np.float64, # float type of the result
 ) -> np.ndarray: # the weight, gain on the diagonal and 0 elsewhere
-    """The identity matrix times a number: a network that keeps its state until it learns to change it.
+    """The identity matrix times a number: the state is kept until training changes that.
 
     Source: Le, Jaitly and Hinton (2015).
     """
@@ -170,12 +180,14 @@ def identity(
     _check_number("gain", gain); _check_dtype(dtype)
     return (gain * np.eye(*shape)).astype(dtype)
 
-# %% ../nbs/05_initialization.ipynb #c048
-LINEAR = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-GAINS = dict.fromkeys((*LINEAR, "sigmoid"), 1.0) | {"tanh": 5 / 3, "relu": math.sqrt(2), "selu": 3 / 4}
+# %% ../nbs/05_initialization.ipynb #c050
+LINEAR = ("linear", "conv1d", "conv2d", "conv3d",
+          "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+GAINS = {**dict.fromkeys(LINEAR, 1.0), "sigmoid": 1.0, "tanh": 5 / 3,
+         "relu": math.sqrt(2), "selu": 3 / 4}
 
 def calculate_gain(
-    nonlinearity: str, # what follows the weight: "linear", "tanh", "relu", "leaky_relu", "sigmoid", "selu", a convolution
+    nonlinearity: str, # what follows the weight: "leaky_relu" or a key of `GAINS`
     param: float | None = None, # slope of "leaky_relu" below 0; 0.01 if None
 ) -> float: # factor for the standard deviation of the weight
     "The gain that `torch.nn.init` recommends for a nonlinearity."
@@ -189,7 +201,7 @@ def calculate_gain(
         raise ValueError(f"nonlinearity: expected one of {choices}, got {nonlinearity!r}")
     return GAINS[nonlinearity]
 
-# %% ../nbs/05_initialization.ipynb #c051
+# %% ../nbs/05_initialization.ipynb #c053
 def _kaiming_std(shape, a, mode, nonlinearity):
     "He's standard deviation."
     if str(mode).lower() not in ("fan_in", "fan_out"):
@@ -230,7 +242,7 @@ def kaiming_normal(
     _check_rng(rng); _check_dtype(dtype)
     return _normal(shape, _kaiming_std(shape, a, mode, nonlinearity), rng, dtype)
 
-# %% ../nbs/05_initialization.ipynb #c061
+# %% ../nbs/05_initialization.ipynb #c068
 #| code-fold: true
 #| code-summary: "Drawing eigenvalues: plot_spectra"
 def plot_spectra(
@@ -250,7 +262,7 @@ def plot_spectra(
         axes[0].set_ylabel("imaginary part")
         if title: axes[0].figure.suptitle(title, x=0.02, ha="left", fontsize=11, weight="bold")
 
-# %% ../nbs/05_initialization.ipynb #c069
+# %% ../nbs/05_initialization.ipynb #c074
 def _fill_uniform_(tensor, std, generator):
     bound = math.sqrt(3.0) * std
     with torch.no_grad(): return tensor.uniform_(-bound, bound, generator=generator)
@@ -258,11 +270,11 @@ def _fill_uniform_(tensor, std, generator):
 def _fill_normal_(tensor, std, generator):
     with torch.no_grad(): return tensor.normal_(0, std, generator=generator)
 
-# %% ../nbs/05_initialization.ipynb #c070
+# %% ../nbs/05_initialization.ipynb #c075
 def xavier_uniform_(
     tensor: torch.Tensor, # (fan_out, fan_in, ...) weight, filled in place
     gain: float = 1.0, # factor for the nonlinearity, see `calculate_gain`
-    generator: torch.Generator | None = None, # source of the random numbers; torch's default if None
+    generator: torch.Generator | None = None, # of the random numbers; torch's default if None
 ) -> torch.Tensor: # the same tensor
     "`xavier_uniform` in place, `torch.nn.init.xavier_uniform_` number by number."
     _check_tensor(tensor)
@@ -271,19 +283,19 @@ def xavier_uniform_(
 def xavier_normal_(
     tensor: torch.Tensor, # (fan_out, fan_in, ...) weight, filled in place
     gain: float = 1.0, # factor for the nonlinearity, see `calculate_gain`
-    generator: torch.Generator | None = None, # source of the random numbers; torch's default if None
+    generator: torch.Generator | None = None, # of the random numbers; torch's default if None
 ) -> torch.Tensor: # the same tensor
     "`xavier_normal` in place, `torch.nn.init.xavier_normal_` number by number."
     _check_tensor(tensor)
     return _fill_normal_(tensor, _xavier_std(tensor.shape, gain), generator)
 
-# %% ../nbs/05_initialization.ipynb #c071
+# %% ../nbs/05_initialization.ipynb #c077
 def kaiming_uniform_(
     tensor: torch.Tensor, # (fan_out, fan_in, ...) weight, filled in place
     a: float = 0, # slope below 0, read for "leaky_relu" only; 0 is ReLU
     mode: str = "fan_in", # keep the spread of the states ("fan_in") or of the gradients ("fan_out")
     nonlinearity: str = "leaky_relu", # see `calculate_gain`
-    generator: torch.Generator | None = None, # source of the random numbers; torch's default if None
+    generator: torch.Generator | None = None, # of the random numbers; torch's default if None
 ) -> torch.Tensor: # the same tensor
     "`kaiming_uniform` in place, `torch.nn.init.kaiming_uniform_` number by number."
     _check_tensor(tensor)
@@ -294,24 +306,25 @@ def kaiming_normal_(
     a: float = 0, # slope below 0, read for "leaky_relu" only; 0 is ReLU
     mode: str = "fan_in", # keep the spread of the states ("fan_in") or of the gradients ("fan_out")
     nonlinearity: str = "leaky_relu", # see `calculate_gain`
-    generator: torch.Generator | None = None, # source of the random numbers; torch's default if None
+    generator: torch.Generator | None = None, # of the random numbers; torch's default if None
 ) -> torch.Tensor: # the same tensor
     "`kaiming_normal` in place, `torch.nn.init.kaiming_normal_` number by number."
     _check_tensor(tensor)
     return _fill_normal_(tensor, _kaiming_std(tensor.shape, a, mode, nonlinearity), generator)
 
-# %% ../nbs/05_initialization.ipynb #c072
+# %% ../nbs/05_initialization.ipynb #c079
 def orthogonal_(
     tensor: torch.Tensor, # (fan_out, fan_in, ...) weight, filled in place
     gain: float = 1, # factor: the length of every row or column
-    generator: torch.Generator | None = None, # source of the random numbers; torch's default if None
+    generator: torch.Generator | None = None, # of the random numbers; torch's default if None
 ) -> torch.Tensor: # the same tensor
     "`orthogonal` in place, `torch.nn.init.orthogonal_` number by number; half precision too."
     _check_tensor(tensor); _check_number("gain", gain)
     if tensor.numel() == 0: return tensor
     rows, wide = len(tensor), torch.promote_types(tensor.dtype, torch.float32)
     with torch.no_grad():
-        drawn = tensor.new_empty(rows, tensor.numel() // rows, dtype=wide).normal_(generator=generator)
+        drawn = tensor.new_empty(rows, tensor.numel() // rows, dtype=wide)
+        drawn.normal_(generator=generator)
         Q, R = torch.linalg.qr(drawn.T if rows < drawn.shape[1] else drawn)
         Q = Q * torch.where(R.diagonal() < 0, -1.0, 1.0).to(wide)
         return tensor.copy_((Q.T if rows < drawn.shape[1] else Q).reshape(tensor.shape)).mul_(gain)
@@ -321,7 +334,8 @@ def eye_(
 ) -> torch.Tensor: # the same tensor
     "`identity` in place, as `torch.nn.init.eye_`."
     _check_tensor(tensor)
-    if tensor.dim() != 2: raise ValueError(f"tensor: expected 2 dimensions, got {tuple(tensor.shape)}")
+    if tensor.dim() != 2:
+        raise ValueError(f"tensor: expected 2 dimensions, got {tuple(tensor.shape)}")
     with torch.no_grad(): return tensor.copy_(torch.eye(*tensor.shape))
 
 def scale_spectral_radius_(
@@ -333,15 +347,16 @@ def scale_spectral_radius_(
     scaled = scale_spectral_radius(tensor.detach().double().cpu().numpy(), radius)
     with torch.no_grad(): return tensor.copy_(torch.from_numpy(scaled))
 
-# %% ../nbs/05_initialization.ipynb #c079
+# %% ../nbs/05_initialization.ipynb #c085
 def adding_problem(
     steps: int, # T, at least 2
     batch_size: int, # B
     rng: np.random.Generator, # source of the sequences
 ) -> tuple: # x (T, B, 2): numbers and marks; y (B, 1): the sum of the two marked numbers
-    """Sequences of numbers in [0, 1], two of them marked: one in each half. The target is their sum.
+    """Numbers in [0, 1], two of them marked, one in each half; the target is the sum of those.
 
-    Source: Hochreiter and Schmidhuber (1997), experiment 4, with the number range of Le, Jaitly and Hinton (2015).
+    Source: Hochreiter and Schmidhuber (1997), experiment 4, with the number range of Le, Jaitly
+    and Hinton (2015).
     """
     _check_rng(rng)
     if steps < 2: raise ValueError(f"steps: expected at least 2, got {steps}")
