@@ -236,7 +236,7 @@ def test_nonfinite_stops_before_the_update(bad, where):
             grads = {"w": np.array([bad, 0.0])}
         return loss, grads, state
     expected, _ = quiet(bowl, W, range(4), lr=0.1)
-    with pytest.raises(Diverged, match=r"step 5, batch 5 .*gradient norm.* at step 1\), its largest part that of w with (nan|inf|-?\d)") as caught:
+    with pytest.raises(Diverged, match=r"step 5, batch 5 .*gradient norm.* at step 1\), most of it in w with (nan|inf|\d)") as caught:
         quiet(loss_and_grads, W, range(10), lr=0.1, max_norm=1e9)
     assert_parity(caught.value.params, expected, tol=0)
     assert caught.value.history["step"] == [1, 2, 3, 4]
@@ -248,7 +248,7 @@ def test_nonfinite_stops_before_the_update(bad, where):
         scale = torch.tensor(bad if batch == 4 else 1.0, dtype=torch.float64)
         return ((w**2).sum() / 2 * scale if where == "loss" else (w**2).sum() / 2 + _BadGradient.apply(w, scale)), state
     trainer = Trainer(module, loss, lr=0.1, device="cpu", progress=False)
-    with pytest.raises(Diverged, match="step 5, batch 5 of its reading.* of w with"):
+    with pytest.raises(Diverged, match="step 5, batch 5 of its reading.* most of it in w with"):
         trainer.fit(range(10))
     assert_parity(w, expected["w"])
     assert len(trainer.history["step"]) == 4
@@ -380,7 +380,7 @@ def test_progress_and_silence(capsys):
     train(bowl, W, range(3))
     Trainer(reader(), torch_loss, device="cpu").fit(stream(2), seconds=0.01)
     out, err = capsys.readouterr()
-    assert out == "device: cpu\n" and "3/3" in err and "loss" in err and "0/0 s" in err
+    assert out == "device: cpu\n" and "3/3" in err and "loss" in err and "0/0 s" in err and err.count("steps/s") >= 2
 
 
 def test_the_bar_is_drawn_seldom(capsys):
@@ -482,7 +482,7 @@ def test_validation_does_not_change_the_run():
 
 
 def test_validation_arguments():
-    for options, name in ((dict(validation=iter([1])), "validation: expected batches that can be read again"), (dict(patience=3), "validation: expected batches or a function, since patience"),
+    for options, name in ((dict(validation=iter([1])), "validation: expected a function, or batches that can be read again"), (dict(patience=3), "validation: expected batches or a function, since patience"),
                           (dict(validation=bowl, every=0), "every: expected"), (dict(validation=bowl, patience=-1), "patience: expected"),
                           (dict(validation=[]), "validation: expected at least one batch"), (dict(lr=Plateau(0.1)), "validation: expected batches or a function, since lr")):
         with pytest.raises(ValueError, match=name):
@@ -860,7 +860,7 @@ def test_batches_that_cannot_be_passed_over():
         with pytest.raises(ValueError, match=f"batches: .*random state of {name}.*generator of their own"):
             fresh().fit(((draw(), batch)[1] for batch in batches), steps=9, resume=True)
         assert random_states() == before
-    with pytest.raises(ValueError, match="batches: expected the same kind"):
+    with pytest.raises(ValueError, match="batches: expected, as before, ones without load_state_dict, got Shuffled"):
         fresh().fit(Shuffled(Press(), batches), steps=9, resume=True)
     once = iter(batches)
     trainer = Trainer(Stacked(), stacked_loss, device="cpu", progress=False)
@@ -879,12 +879,16 @@ def test_batches_that_cannot_be_passed_over():
     (lambda s: s.pop("random"), "state: .*random"),
     (lambda s: s["random"].update(torch=torch.zeros(5, dtype=torch.uint8)), "random torch: expected"),
     (lambda s: s["best"].update({"readout.bias": torch.zeros(2, dtype=torch.float64)}), r"best readout.bias: expected \(3,\).*, got \(2,\)"),
-    (lambda s: s["optimizer"]["state"]["0"].update(exp_avg=torch.zeros(7, 2, dtype=torch.float64)), r"optimizer 0 exp_avg: expected \(6, 2\), got \(7, 2\)"),
+    (lambda s: s["optimizer"]["state"]["0"].update(exp_avg=torch.zeros(7, 2, dtype=torch.float64)), r"optimizer 0 exp_avg: expected \(6, 2\) float64, got \(7, 2\) float64"),
     (lambda s: s["optimizer"]["param_groups"][0].pop("betas"), "optimizer: .*betas"),
     (lambda s: s["optimizer"]["param_groups"].pop(), "optimizer: expected 1 groups"),
-    (lambda s: s.update(lr=0.5), "lr: expected None .*, got 0.5"),
+    (lambda s: s.update(lr=0.5), "lr: expected None, got 0.5"),
     (lambda s: s["history"].pop("loss"), "history: .*loss"),
+    (lambda s: s["history"].update(loss=s["history"]["loss"][1:]), "history: expected lists of one length"),
     (lambda s: s.update(module=3), "module: expected a dict, got int"),
+    (lambda s: s.update(optimizer=None), "state: expected what state_dict gives"),
+    (lambda s: s["optimizer"]["state"].update(extra={}), "state: expected what state_dict gives"),
+    (lambda s: s["optimizer"]["state"].update({"99": {"exp_avg": torch.zeros(2)}}), "state: expected what state_dict gives"),
 ])
 def test_a_state_that_does_not_fit_changes_nothing(change, complaint):
     trainer, batches = start(FULL, Reread, 9, "forward")
@@ -941,8 +945,6 @@ def test_csv_log(tmp_path):
     assert lengths == [*range(1, 10), 9]  # each step is there as soon as it is done
     fresh, batches = start(FULL, Reread)
     fresh.load_state_dict(trainer.state_dict())
-    for log in (log, CSVLog(path)):
-        trainer.load_state_dict(fresh.state_dict()) if len(trainer.history["step"]) > 9 else None
     history = fresh.fit(batches, **FULL["fit"], callbacks=[CSVLog(path)], resume=True)
     table = rows(path)
     for name in ("step", "loss", "grad_norm", "lr", "seconds"):
