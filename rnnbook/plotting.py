@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'use_style', 'plot_curves', 'plot_gradient_norms', 'plot_activations', 'plot_gates', 'plot_histograms',
-           'plot_surface', 'HTML', 'SVG', 'show_text', 'plot_connectivity', 'draw_cell', 'draw_unrolled']
+           'plot_surface', 'plot_spectra', 'HTML', 'SVG', 'show_text', 'plot_connectivity', 'draw_cell',
+           'draw_unrolled']
 
 # %% ../nbs/00a_plotting.ipynb #c003
 import html
@@ -315,6 +316,29 @@ def plot_surface(
         if paths: ax.legend()
 
 # %% ../nbs/00a_plotting.ipynb #c066
+def plot_spectra(
+    matrices: dict, # label -> (H, H) matrix
+    *,
+    title: str | None = None, # title above the figure
+    axes=None, # matplotlib axes to draw into, one for each label; None for a new figure
+):
+    "Draw the eigenvalues of each matrix in the complex plane, side by side, with the unit circle."
+    matrices = {label: _checked(f"matrices[{label!r}]", matrix, 2) for label, matrix in matrices.items()}
+    for label, matrix in matrices.items():
+        if matrix.shape[0] != matrix.shape[1]:
+            raise ValueError(f"matrices[{label!r}]: expected a square matrix, got {matrix.shape}")
+    circle = np.exp(2j * np.pi * np.linspace(0, 1, 200))
+    with _card(len(matrices), height=2.3) if axes is None else nullcontext(axes) as axes:
+        for ax, (label, matrix) in zip(axes, matrices.items()):
+            values = np.linalg.eigvals(matrix)  # (H,)
+            ax.plot(circle.real, circle.imag, color=COLORS["grey"], linewidth=1)
+            ax.plot(values.real, values.imag, ".", color=COLORS["h"], markersize=4)
+            ax.set(xlabel="real part", aspect="equal")
+            ax.set_title(label, fontsize=9)
+        axes[0].set_ylabel("imaginary part")
+        if title: axes[0].figure.suptitle(title, x=0.02, ha="left", fontsize=11, weight="bold")
+
+# %% ../nbs/00a_plotting.ipynb #c071
 @dataclass(frozen=True, repr=False)
 class HTML:
     "A piece of HTML that a notebook shows."
@@ -323,7 +347,7 @@ class HTML:
     def _repr_html_(self): return self.source
     def __repr__(self): return f"HTML of {len(self.source)} characters"
 
-# %% ../nbs/00a_plotting.ipynb #c067
+# %% ../nbs/00a_plotting.ipynb #c072
 @dataclass(frozen=True, repr=False)
 class SVG:
     "A drawing that a notebook shows."
@@ -332,12 +356,12 @@ class SVG:
     def _repr_svg_(self): return self.source
     def __repr__(self): return f"SVG of {len(self.source)} characters"
 
-# %% ../nbs/00a_plotting.ipynb #c071
+# %% ../nbs/00a_plotting.ipynb #c076
 def _mix(color, share):
     "`color` on white paper: `share` 0 is white, 1 the color itself."
     return to_hex([1 - share * (1 - part) for part in to_rgb(color)])
 
-# %% ../nbs/00a_plotting.ipynb #c072
+# %% ../nbs/00a_plotting.ipynb #c077
 def _text_card(text, colors, legend):
     "Text on a white card, each character on its color; neighbors of equal color share one span."
     colors, spans, start = list(colors), [], 0
@@ -353,7 +377,7 @@ def _text_card(text, colors, legend):
         f'<div style="font:12px/1.6 sans-serif;margin-top:.7em">{"".join(swatches)}</div></div>'
     )
 
-# %% ../nbs/00a_plotting.ipynb #c073
+# %% ../nbs/00a_plotting.ipynb #c078
 def _per_character(name, text, values):
     "`values` as an array with one entry for each character of `text`."
     values = _checked(name, values, 1)
@@ -361,7 +385,7 @@ def _per_character(name, text, values):
         raise ValueError(f"{name}: expected ({len(text)},), one per character of text, got {values.shape}")
     return values
 
-# %% ../nbs/00a_plotting.ipynb #c074
+# %% ../nbs/00a_plotting.ipynb #c079
 def show_text(
     text: str, # the text to show
     values, # (N,) one value per character, such as a unit's activation; below -1 counts as -1, above 1 as 1
@@ -374,7 +398,7 @@ def show_text(
         return _mix(COLORS["h"], -0.75 * value)  # a blue on which ink can still be read
     return _text_card(text, map(shade, values), [("−1", shade(-1)), ("0", shade(0)), ("+1", shade(1))])
 
-# %% ../nbs/00a_plotting.ipynb #c083
+# %% ../nbs/00a_plotting.ipynb #c088
 def plot_connectivity(
     text: str, # the characters that were read
     magnitudes, # (N,) magnitude of the gradient of an output with respect to each character, >= 0
@@ -388,7 +412,7 @@ def plot_connectivity(
     shade = lambda share: _mix(COLORS["y"], 0.85 * share)
     return _text_card(text, map(shade, shares), [("gradient 0", shade(0)), (f"{largest:.2g}", shade(1))])
 
-# %% ../nbs/00a_plotting.ipynb #c088
+# %% ../nbs/00a_plotting.ipynb #c093
 _MATH, _SANS = "'STIX Two Text','Times New Roman',Times,serif", "Helvetica,Arial,sans-serif"
 
 def _label(x, y, text, size=19, family=_MATH, anchor="middle"):
@@ -404,14 +428,14 @@ def _label(x, y, text, size=19, family=_MATH, anchor="middle"):
     place = f'x="{x:g}" y="{y + 0.33 * size:g}" text-anchor="{anchor}" fill="{_INK}"'
     return f'<text {place} font-family="{family}" font-size="{size}">{spans}</text>'
 
-# %% ../nbs/00a_plotting.ipynb #c090
+# %% ../nbs/00a_plotting.ipynb #c095
 def _box(x, y, label, color, width=100, family=_MATH):
     "A learned layer: a box around (x, y)."
     place = f'x="{x - width / 2:g}" y="{y - 24}" width="{width}" height="48" rx="8"'
     box = f'<rect {place} fill="{_mix(color, 0.16)}" stroke="{color}" stroke-width="2"/>'
     return box + _label(x, y, label, family=family)
 
-# %% ../nbs/00a_plotting.ipynb #c091
+# %% ../nbs/00a_plotting.ipynb #c096
 def _circle(x, y, label, size=14):
     "A pointwise operation: a circle around (x, y)."
     circle = f'<circle cx="{x}" cy="{y}" r="22" fill="#ffffff" stroke="{_INK}" stroke-width="2"/>'
@@ -421,13 +445,13 @@ def _dot(x, y, color):
     "A place where an arrow branches off."
     return f'<circle cx="{x}" cy="{y}" r="4" fill="{color}"/>'
 
-# %% ../nbs/00a_plotting.ipynb #c093
+# %% ../nbs/00a_plotting.ipynb #c098
 def _toward(start, end, distance):
     "The point at `distance` from `start` on the way to `end`."
     share = distance / math.dist(start, end)
     return start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1])
 
-# %% ../nbs/00a_plotting.ipynb #c094
+# %% ../nbs/00a_plotting.ipynb #c099
 def _arrow(*points, color=_INK, dashed=False):
     "An arrow along a chain of points, with rounded corners and its head at the last one."
     write = lambda point: f"{point[0]:.4g} {point[1]:.4g}"
@@ -441,7 +465,7 @@ def _arrow(*points, color=_INK, dashed=False):
     line = f'<path d="{path}L{write(neck)}" fill="none" stroke="{color}" stroke-width="2"{dash}/>'
     return line + f'<path d="M{write(tip)}L{write(left)}L{write(right)}Z" fill="{color}"/>'
 
-# %% ../nbs/00a_plotting.ipynb #c097
+# %% ../nbs/00a_plotting.ipynb #c102
 def _drawing(parts, width, height, title, description):
     "The parts, each a group, on a white card with rounded corners; no ids, so that many drawings fit on one page."
     groups = "".join(f"<g>{part}</g>" for part in parts)
@@ -452,7 +476,7 @@ def _drawing(parts, width, height, title, description):
         f'<rect width="{width}" height="{height}" rx="12" fill="#ffffff"/>{groups}</svg>'
     )
 
-# %% ../nbs/00a_plotting.ipynb #c099
+# %% ../nbs/00a_plotting.ipynb #c104
 def _rnn_cell():
     "Width, height, description and parts of the simple recurrent cell."
     x, h = COLORS["x"], COLORS["h"]
@@ -468,7 +492,7 @@ def _rnn_cell():
         _dot(548, 126, h) + _arrow(*back, color=h, dashed=True) + _label(332, 26, "to the next step", 14, _SANS),
     ]
 
-# %% ../nbs/00a_plotting.ipynb #c101
+# %% ../nbs/00a_plotting.ipynb #c106
 def _gate(x, start, name, color, function="σ"):
     "A learned layer that reads the line of inputs below it, from `start` on, and the function above it."
     line = _arrow((start, 356), (x, 356), (x, 309), color=COLORS["h"])
@@ -495,7 +519,7 @@ def _lstm_cell():
         + _arrow((634, 214), (672, 214), color=h),
     ]
 
-# %% ../nbs/00a_plotting.ipynb #c102
+# %% ../nbs/00a_plotting.ipynb #c107
 _CELLS = {"rnn": _rnn_cell, "lstm": _lstm_cell}
 
 def draw_cell(
@@ -509,7 +533,7 @@ def draw_cell(
         raise ValueError(f"step: expected 1 to {len(parts)}, got {step}")
     return _drawing(parts[:step], width, height, f"The {kind.upper()} cell", equation)
 
-# %% ../nbs/00a_plotting.ipynb #c120
+# %% ../nbs/00a_plotting.ipynb #c125
 def _unrolled_step(t, gap, row, gradient):
     "Step `t` of an unrolled network: input, cell, output, state, and the two gradients on their way back."
     x, h, y = COLORS["x"], COLORS["h"], COLORS["y"]
@@ -526,7 +550,7 @@ def _unrolled_step(t, gap, row, gradient):
         part += _label((at + end) / 2 - 20, row + 20 + off, f"∂L/∂h_{t - 1}", 14)
     return part
 
-# %% ../nbs/00a_plotting.ipynb #c121
+# %% ../nbs/00a_plotting.ipynb #c126
 def draw_unrolled(
     steps: int = 3, # number of time steps to draw, 1 to 8
     gradient: bool = False, # also draw the way of the gradient, from the outputs back through time?

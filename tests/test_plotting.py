@@ -14,7 +14,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from rnnbook.plotting import (
-    COLORS, HTML, SVG, draw_cell, draw_unrolled, plot_activations, plot_connectivity, plot_curves, plot_gates, plot_gradient_norms, plot_histograms, plot_surface,
+    COLORS, HTML, SVG, draw_cell, draw_unrolled, plot_activations, plot_connectivity, plot_curves, plot_gates, plot_gradient_norms, plot_histograms, plot_spectra, plot_surface,
     show_text, use_style,
 )
 
@@ -347,3 +347,14 @@ def test_paths_are_drawn_from_dot_to_cross(axes):
 ])
 def test_surface_refuses(axes, z, options, message):
     with pytest.raises(ValueError, match=message): plot_surface(z, [0, 1, 2], [0, 1], xlabel="x", ylabel="y", ax=axes, **options)
+
+
+def test_spectra_are_the_eigenvalues():
+    axes, rng = Figure().subplots(1, 2), np.random.default_rng(0)
+    matrices = {"a": rng.standard_normal((5, 5)), "b": torch.eye(3)}
+    plot_spectra(matrices, axes=axes)
+    for ax, matrix in zip(axes, matrices.values()):
+        x, y = ax.lines[1].get_data()
+        expected = np.linalg.eigvals(np.asarray(matrix, float))
+        assert np.allclose(np.sort_complex(x + 1j * y), np.sort_complex(expected)) and ax.get_aspect() == 1
+    with pytest.raises(ValueError, match=r"matrices\['c'\]: expected a square matrix, got \(2, 3\)"): plot_spectra({"c": np.ones((2, 3))})
