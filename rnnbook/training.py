@@ -346,8 +346,11 @@ def _detached(tree):
     return _nested(lambda v: v.detach() if isinstance(v, torch.Tensor) else v, tree)
 
 def _copied(tree):
-    "The same nested, with copies of the tensors."
-    return _nested(lambda v: v.detach().clone() if isinstance(v, torch.Tensor) else v, tree)
+    "The same nested, with copies of tensors and arrays."
+    def copy(v):
+        if isinstance(v, torch.Tensor): return v.detach().clone()
+        return v.copy() if isinstance(v, np.ndarray) else v
+    return _nested(copy, tree)
 
 # %% ../nbs/07_training.ipynb #c083
 def _vector(*numbers): return torch.tensor(numbers, dtype=torch.float64)
@@ -395,13 +398,13 @@ def _forked(states, device):
         yield
     finally: _set_random(outer, device)
 
-# %% ../nbs/07_training.ipynb #c090
+# %% ../nbs/07_training.ipynb #c092
 def _clip_(parameters, limit):
     "Clip the gradient and return its norm; where that is not finite, only measure it."
     try: return clip_grad_norm_(parameters, limit).item()
     except RuntimeError: return clip_grad_norm_(parameters, math.inf, error_if_nonfinite=False).item()
 
-# %% ../nbs/07_training.ipynb #c093
+# %% ../nbs/07_training.ipynb #c095
 class _Stepping:
     "A module with its loss and its optimizer: what the loop drives in PyTorch."
     def __init__(self,
@@ -449,7 +452,7 @@ class _Stepping:
             for group in self.optimizer.param_groups: group["lr"] = rate
         self.optimizer.step()
 
-# %% ../nbs/07_training.ipynb #c097
+# %% ../nbs/07_training.ipynb #c099
 class _Measuring(_Stepping):
     "The same, which can be measured, and remembers its best weights."
     def evaluate(self,
@@ -477,7 +480,7 @@ class _Measuring(_Stepping):
     def _restore(self):
         if self.best is not None: self.module.load_state_dict(self.best)
 
-# %% ../nbs/07_training.ipynb #c103
+# %% ../nbs/07_training.ipynb #c105
 def _named(tensor):
     "What an error says about what should be a tensor."
     if not isinstance(tensor, torch.Tensor): return type(tensor).__name__
@@ -492,13 +495,13 @@ def _check_like(name, expected, got):
         if isinstance(value, torch.Tensor) and _named(value) != _named(got[key]):
             raise ValueError(f"{name} {key}: expected {_named(value)}, got {_named(got[key])}")
 
-# %% ../nbs/07_training.ipynb #c106
+# %% ../nbs/07_training.ipynb #c108
 def _fits(value, p):
     "Can this be stretched to the shape of the parameter?"
     sizes = zip(reversed(value.shape), reversed(p.shape))
     return value.dim() <= p.dim() and all(a in (1, b) for a, b in sizes)
 
-# %% ../nbs/07_training.ipynb #c108
+# %% ../nbs/07_training.ipynb #c110
 def _check_optimizer(optimizer, state):
     "An error unless this is the state of such an optimizer for such parameters."
     groups, theirs = optimizer.state_dict()["param_groups"], state["param_groups"]
@@ -518,7 +521,7 @@ def _check_optimizer(optimizer, state):
                 raise ValueError(f"optimizer {k} {name}: expected {_named(p)}, "
                                  f"got {_named(value)}")
 
-# %% ../nbs/07_training.ipynb #c110
+# %% ../nbs/07_training.ipynb #c112
 def _check_state(expected, state, optimizer, device):
     "An error unless `state` fits a trainer whose own state is `expected`."
     _check_like("state", dict.fromkeys(expected), state)
@@ -538,7 +541,7 @@ def _check_state(expected, state, optimizer, device):
     if (expected["schedule"] is None) != (state["schedule"] is None):
         raise ValueError(f"schedule: expected {expected['schedule']}, got {state['schedule']}")
 
-# %% ../nbs/07_training.ipynb #c112
+# %% ../nbs/07_training.ipynb #c114
 def _pass_over(passes, count, device):
     "Draw so many batches again, and do nothing with them."
     before = _get_random(device)
@@ -552,7 +555,7 @@ def _pass_over(passes, count, device):
                          f"that moves the global random state of {', '.join(moved)}. Give them "
                          "a generator of their own, or state_dict and load_state_dict")
 
-# %% ../nbs/07_training.ipynb #c115
+# %% ../nbs/07_training.ipynb #c117
 class _Reading(_Measuring):
     "The same, which knows its place in the data, and whether it stands between two steps."
     def _check_whole(self):
@@ -582,7 +585,7 @@ class _Reading(_Measuring):
         _pass_over(passes, len(self.history["step"]), self.device)
         return passes
 
-# %% ../nbs/07_training.ipynb #c117
+# %% ../nbs/07_training.ipynb #c119
 class _Resuming(_Reading):
     "The same, which can be written down whole, and set to what was written down."
     def state_dict(self) -> dict: # nested: tensors, numbers, strings, None, lists, tuples
@@ -624,7 +627,7 @@ class _Resuming(_Reading):
         self._number, self._source = state["data"]["batch"], state["data"]["source"]
         self._live, self._whole = None, True
 
-# %% ../nbs/07_training.ipynb #c119
+# %% ../nbs/07_training.ipynb #c121
 class Trainer(_Resuming):
     """Train a PyTorch module; the twin of `train`.
 
@@ -668,7 +671,7 @@ class Trainer(_Resuming):
                     self._within = False
         finally: self.module.train(training)
 
-# %% ../nbs/07_training.ipynb #c122
+# %% ../nbs/07_training.ipynb #c124
 @dataclass
 class CSVLog:
     "A callback that writes a CSV file, a row for each step, as the run goes on."

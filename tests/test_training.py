@@ -78,10 +78,10 @@ W = {"w": np.array([3.0, -4.0])}
 @pytest.mark.parametrize("lr", [0.1, lambda done: 0.1 * (1 - done)], ids=["constant", "falling"])
 def test_numpy_and_torch_take_one_path(numpy_optimizer, torch_optimizer, max_norm, lr):
     module, options = reader(), dict(lr=lr, max_norm=max_norm, progress=False)
-    params, by_numpy = train(numpy_loss, numpy_params(module), stream(), optimizer=numpy_optimizer, **options)
-    by_torch = Trainer(module, torch_loss, optimizer=torch_optimizer, device="cpu", **options).fit(stream())
+    params, by_numpy = train(numpy_loss, numpy_params(module), stream(12), optimizer=numpy_optimizer, **options)
+    by_torch = Trainer(module, torch_loss, optimizer=torch_optimizer, device="cpu", **options).fit(stream(12))
     for name in ("step", "loss", "grad_norm", "lr"):
-        assert len(by_numpy[name]) == len(by_torch[name]) == 30
+        assert len(by_numpy[name]) == len(by_torch[name]) == 12
         assert_parity(np.array(by_torch[name], float), np.array(by_numpy[name], float), tol=1e-9, name=name)
     assert_parity(numpy_params(module), params, tol=1e-9)
     assert_parity(by_torch.state, by_numpy.state, tol=1e-9)
@@ -627,16 +627,21 @@ def test_same_seed_same_run_in_another_process():
 
 def test_one_thread_and_two_take_the_same_path_to_the_last_digits():
     rng, before = np.random.default_rng(0), torch.get_num_threads()
-    batches = [(rng.standard_normal((10, 64, 2)), rng.integers(0, 3, (10, 64))) for _ in range(20)]
+    batches = [(rng.standard_normal((2, 150, 2)), rng.integers(0, 3, (2, 150))) for _ in range(20)]
+    def loss(module, batch, state):
+        output, state = module.first(batch[0], state)
+        activity = output.square().mean()  # of 38,400 numbers, so many that two threads share the sum; the gradient depends on it
+        return activity.square() + torch.nn.functional.cross_entropy(module.readout(output).flatten(0, 1), batch[1].flatten()), state
     def run(threads):
         torch.set_num_threads(threads)
-        trainer = Trainer(Stacked(hidden=128), stacked_loss, max_norm=0.5, device="cpu", progress=False)
-        return trainer.fit(batches)["loss"], numpy_arrays(trainer.module)
+        trainer = Trainer(Stacked(hidden=128), loss, max_norm=0.05, device="cpu", progress=False)
+        return trainer.fit(batches), numpy_arrays(trainer.module)
     try:
-        (loss_1, one), (loss_2, two) = run(1), run(2)
+        (history_1, one), (history_2, two) = run(1), run(2)
     finally:
         torch.set_num_threads(before)
-    assert_parity(np.array(loss_2), np.array(loss_1), tol=1e-12)
+    for name in ("loss", "grad_norm"):
+        assert_parity(np.array(history_2[name]), np.array(history_1[name]), tol=1e-12)
     assert_parity(two, one, tol=1e-12)
 
 
@@ -739,7 +744,7 @@ def uninterrupted(setting, kind):
 rng = np.random.default_rng(11)
 INTERRUPTS = [(int(rng.integers(1, 30)), str(rng.choice(["draw", "forward", "backward"]))) for _ in range(20)]
 CASES = [(*case, "PLAIN", "Reread") for case in INTERRUPTS]
-CASES += [(*case, ("FULL", "PLATEAU")[k % 2], ("Reread", "Shuffled", "endless")[k % 3]) for k, case in enumerate(INTERRUPTS)]
+CASES += [(*case, ("FULL", "PLATEAU")[k % 2], ("Reread", "Shuffled", "endless")[k % 3]) for k, case in enumerate(INTERRUPTS[:12])]
 
 
 @pytest.mark.parametrize("step, moment, setting, kind", CASES)
