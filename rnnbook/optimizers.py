@@ -13,36 +13,45 @@ from dataclasses import KW_ONLY, dataclass
 import numpy as np
 import torch
 
-# %% ../nbs/06_optimizers.ipynb #c013
+# %% ../nbs/06_optimizers.ipynb #c015
+_RANGES = {  # what an option may be, in words and as a test
+    "betas": ("two numbers from 0 up to but without 1",
+              lambda v: len(v) == 2 and all(0 <= beta < 1 for beta in v)),
+    "drops": ("shares of the run, from 0 to 1", lambda v: all(0 <= drop <= 1 for drop in v)),
+    "share": ("a number from 0 up to but without 1", lambda v: 0 <= v < 1),
+    **dict.fromkeys(["rho", "alpha", "dampening"], ("a number from 0 to 1", lambda v: 0 <= v <= 1)),
+}
+
 def _check_options(options):
     "An error that names the option unless each makes sense."
     for name, value in options.items():
-        if torch.is_tensor(value) and value.numel() != 1:
-            raise ValueError(f"{name}: expected one number, got shape {tuple(value.shape)}")
-        if name == "betas":
-            if len(value) != 2 or not all(0 <= beta < 1 for beta in value):
-                raise ValueError(f"betas: expected two numbers from 0 up to but without 1, "
-                                 f"got {value}")
-        elif name in ("rho", "alpha", "dampening") and not 0 <= value <= 1:
-            raise ValueError(f"{name}: expected a number from 0 to 1, got {value}")
-        elif not value >= 0:
-            raise ValueError(f"{name}: expected a number of at least 0, got {value}")
+        expected, fits = _RANGES.get(name, ("a number of at least 0", lambda v: v >= 0))
+        try: good = bool(fits(value))
+        except (TypeError, ValueError, RuntimeError): good = False  # a text, or several numbers
+        if not good: raise ValueError(f"{name}: expected {expected}, got {value!r}")
     if options.get("nesterov") and not (options["momentum"] and not options["dampening"]):
         raise ValueError(f"nesterov: expected momentum above 0 and dampening 0 with it, got "
                          f"{options['momentum']} and {options['dampening']}")
 
+# %% ../nbs/06_optimizers.ipynb #c016
 def _numbers(**options):
     "The options as Python floats."
     _check_options(options)
     return [tuple(map(float, value)) if name == "betas" else float(value)
             for name, value in options.items()]
 
-# %% ../nbs/06_optimizers.ipynb #c015
-def _check_grads(params, grads):
+# %% ../nbs/06_optimizers.ipynb #c018
+def _check_arrays(params, grads, state):
     "An error unless every parameter is real and has a gradient like itself."
+    if state is not None and "step" not in state:
+        raise ValueError(f"state: expected what an update has returned, got {list(state)}")
     for name, p in params.items():
         if name not in grads:
             raise ValueError(f"grads: expected a gradient for {name!r}, got {list(grads)}")
+        for what, array in (("params", p), ("grads", grads[name])):
+            if not isinstance(array, (np.ndarray, np.generic)):
+                raise TypeError(f"{what}[{name!r}]: expected a NumPy array, "
+                                f"got {type(array).__name__}")
         if not np.issubdtype(p.dtype, np.floating):
             raise TypeError(f"params[{name!r}]: expected real floats, got {p.dtype}")
         g = grads[name]
@@ -52,10 +61,10 @@ def _check_grads(params, grads):
             raise TypeError(f"grads[{name!r}]: expected {p.dtype} like the parameter, "
                             f"got {g.dtype}")
 
-# %% ../nbs/06_optimizers.ipynb #c017
+# %% ../nbs/06_optimizers.ipynb #c020
 def _walk(rule, params, grads, state, weight_decay, maximize):
     "New params and state, by `rule(p, g, memory, t) -> p, memory`; all memory is 0 at first."
-    _check_grads(params, grads)
+    _check_arrays(params, grads, state)
     t, new, kept = 1 if state is None else state["step"] + 1, {}, {}
     for name, p in params.items():
         g = -grads[name] if maximize else grads[name]
@@ -66,6 +75,7 @@ def _walk(rule, params, grads, state, weight_decay, maximize):
         for key, value in memory.items(): kept.setdefault(key, {})[name] = value
     return new, {"step": t, **kept}
 
+# %% ../nbs/06_optimizers.ipynb #c021
 def _recall(state, name, p):
     "What the state holds of the parameter `name`."
     if state is None: return defaultdict(float)
@@ -76,7 +86,7 @@ def _recall(state, name, p):
                              f"got {None if m is None else m.shape}")
     return memory
 
-# %% ../nbs/06_optimizers.ipynb #c019
+# %% ../nbs/06_optimizers.ipynb #c023
 def sgd(
     params: dict, # parameters by name
     grads: dict, # gradient of the loss with respect to each parameter, same names and shapes
@@ -93,16 +103,15 @@ def sgd(
 
     Source: Polyak (1964) for momentum; Sutskever et al. (2013) for Nesterov's step.
     """
-    _check_options(dict(momentum=momentum, dampening=dampening, nesterov=nesterov))
-    lr, momentum, dampening, weight_decay = _numbers(
-        lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay)
+    lr, momentum, dampening, weight_decay, nesterov = _numbers(
+        lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov)
     def rule(p, g, memory, t):
         if not momentum: return p - lr * g, {}
         m = momentum * memory["momentum_buffer"] + (1 - dampening) * g if memory else g.copy()
         return p - lr * (g + momentum * m if nesterov else m), {"momentum_buffer": m}
     return _walk(rule, params, grads, state, weight_decay, maximize)
 
-# %% ../nbs/06_optimizers.ipynb #c030
+# %% ../nbs/06_optimizers.ipynb #c039
 def adagrad(
     params: dict, # parameters by name
     grads: dict, # gradient of the loss with respect to each parameter, same names and shapes
@@ -127,7 +136,7 @@ def adagrad(
         return p - lr / (1 + (t - 1) * lr_decay) * g / (np.sqrt(s) + eps), {"sum": s}
     return _walk(rule, params, grads, state, weight_decay, maximize)
 
-# %% ../nbs/06_optimizers.ipynb #c034
+# %% ../nbs/06_optimizers.ipynb #c043
 def rmsprop(
     params: dict, # parameters by name
     grads: dict, # gradient of the loss with respect to each parameter, same names and shapes
@@ -159,7 +168,7 @@ def rmsprop(
         return p - lr * m, {**new, "momentum_buffer": m}
     return _walk(rule, params, grads, state, weight_decay, maximize)
 
-# %% ../nbs/06_optimizers.ipynb #c040
+# %% ../nbs/06_optimizers.ipynb #c049
 def adadelta(
     params: dict, # parameters by name
     grads: dict, # gradient of the loss with respect to each parameter, same names and shapes
@@ -183,7 +192,7 @@ def adadelta(
         return p - lr * step, {"square_avg": v, "acc_delta": u}
     return _walk(rule, params, grads, state, weight_decay, maximize)
 
-# %% ../nbs/06_optimizers.ipynb #c045
+# %% ../nbs/06_optimizers.ipynb #c054
 def adam(
     params: dict, # parameters by name
     grads: dict, # gradient of the loss with respect to each parameter, same names and shapes
@@ -214,7 +223,7 @@ def adam(
     in_gradient = 0.0 if decoupled_weight_decay else weight_decay
     return _walk(rule, params, grads, state, in_gradient, maximize)
 
-# %% ../nbs/06_optimizers.ipynb #c056
+# %% ../nbs/06_optimizers.ipynb #c064
 def adamw(
     params: dict, # parameters by name
     grads: dict, # gradient of the loss with respect to each parameter, same names and shapes
@@ -227,14 +236,14 @@ def adamw(
     amsgrad: bool = False, # divide by the largest ruler so far?
     maximize: bool = False, # climb?
 ) -> tuple: # new params, new state; nothing passed in is modified
-    """One step of AdamW: θ shrinks by the share lr·weight_decay, then goes Adam's step.
+    """One step of AdamW: θ shrinks by the share lr·weight_decay, then comes Adam's step.
 
     Source: Loshchilov and Hutter (2019), algorithm 2, without the schedule.
     """
     return adam(params, grads, state, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay,
                 amsgrad=amsgrad, maximize=maximize, decoupled_weight_decay=True)
 
-# %% ../nbs/06_optimizers.ipynb #c065
+# %% ../nbs/06_optimizers.ipynb #c074
 _ONE_WAY = dict(foreach=None, fused=None, capturable=False, differentiable=False)
 _NOTES = ("params", "param_names", "initial_lr", "min_lr", "max_lr", "swa_lr", "base_momentum",
           "max_momentum")  # what else a group may hold: the notes of torch's schedules
@@ -253,7 +262,7 @@ def _check_group(optimizer, group):
                              f"compute here, got {value}")
     _check_options(options)
 
-# %% ../nbs/06_optimizers.ipynb #c067
+# %% ../nbs/06_optimizers.ipynb #c076
 def _check_state(optimizer, groups, state):
     "An error unless options and shapes of a saved state fit the optimizer."
     for group in groups: _check_group(optimizer, group)
@@ -264,15 +273,21 @@ def _check_state(optimizer, groups, state):
                 raise ValueError(f"state[{i}][{key!r}]: expected {tuple(p.shape)}, "
                                  f"got {tuple(m.shape)}")
 
+# %% ../nbs/06_optimizers.ipynb #c078
 def _with_gradient(groups):
-    "Each parameter that has a gradient, with it and its group."
-    found = [(p, p.grad, group) for group in groups for p in group["params"] if p.grad is not None]
-    for _, g, _ in found:
-        if g.layout != torch.strided or g.is_complex():
-            raise TypeError(f"grad: expected a dense real tensor, got {g.layout}, {g.dtype}")
-    return found
+    "Each parameter that has a gradient, with ±g + λ·θ and its group; all are checked first."
+    found = [(p, group) for group in groups for p in group["params"] if p.grad is not None]
+    for p, _ in found:
+        if p.grad.layout != torch.strided or p.grad.is_complex():
+            raise TypeError(f"grad: expected a dense real tensor, got {p.grad.layout}, "
+                            f"{p.grad.dtype}")
+    for p, group in found:
+        g = -p.grad if group["maximize"] else p.grad
+        decay = group["weight_decay"]
+        if decay and not group.get("decoupled_weight_decay"): g = g.add(p, alpha=decay)
+        yield p, g, group
 
-# %% ../nbs/06_optimizers.ipynb #c068
+# %% ../nbs/06_optimizers.ipynb #c080
 class _Family(torch.optim.Optimizer):
     "What all members share; `update` says what happens to one parameter."
     def __init__(self, params, **options):
@@ -299,18 +314,13 @@ class _Family(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         "Update every parameter that has a gradient; a `closure` recomputes the loss first."
-        loss = None
-        if closure is not None:
-            with torch.enable_grad(): loss = closure()
+        with torch.enable_grad(): loss = closure() if closure else None
         for p, g, group in _with_gradient(self.param_groups):
-            lr, decay = group["lr"], group["weight_decay"]
-            if torch.is_tensor(lr): lr = lr.squeeze()
-            if group["maximize"]: g = -g
-            if decay and not group.get("decoupled_weight_decay"): g = g.add(p, alpha=decay)
-            self.update(p, g, lr, group)
+            lr = group["lr"]
+            self.update(p, g, lr.squeeze() if torch.is_tensor(lr) else lr, group)
         return loss
 
-# %% ../nbs/06_optimizers.ipynb #c070
+# %% ../nbs/06_optimizers.ipynb #c082
 class SGD(_Family):
     "Gradient descent, with or without momentum; the face of `torch.optim.SGD`."
     def __init__(self,
@@ -338,7 +348,7 @@ class SGD(_Family):
             g = g.add(m, alpha=momentum) if group["nesterov"] else m
         p.add_(g, alpha=-lr)
 
-# %% ../nbs/06_optimizers.ipynb #c072
+# %% ../nbs/06_optimizers.ipynb #c084
 class Adagrad(_Family):
     "Adagrad; the face and the state of `torch.optim.Adagrad`."
     def __init__(self,
@@ -366,7 +376,7 @@ class Adagrad(_Family):
         s.addcmul_(g, g)
         p.addcdiv_(g, s.sqrt().add_(group["eps"]), value=-lr / (1 + (t - 1) * group["lr_decay"]))
 
-# %% ../nbs/06_optimizers.ipynb #c074
+# %% ../nbs/06_optimizers.ipynb #c086
 class Adadelta(_Family):
     "Adadelta; the face and the state of `torch.optim.Adadelta`."
     def __init__(self,
@@ -394,7 +404,7 @@ class Adadelta(_Family):
         u.mul_(rho).addcmul_(step, step, value=1 - rho)
         p.add_(step, alpha=-lr)
 
-# %% ../nbs/06_optimizers.ipynb #c076
+# %% ../nbs/06_optimizers.ipynb #c088
 class RMSprop(_Family):
     "RMSprop; the face and the state of `torch.optim.RMSprop`."
     def __init__(self,
@@ -427,7 +437,7 @@ class RMSprop(_Family):
         if not momentum: p.addcdiv_(g, root, value=-lr)
         else: p.add_(memory["momentum_buffer"].mul_(momentum).addcdiv_(g, root), alpha=-lr)
 
-# %% ../nbs/06_optimizers.ipynb #c078
+# %% ../nbs/06_optimizers.ipynb #c090
 class Adam(_Family):
     "Adam; the face and the state of `torch.optim.Adam`."
     def __init__(self,
@@ -460,7 +470,7 @@ class Adam(_Family):
         root = v.sqrt().div_(math.sqrt(1 - beta2**t)).add_(group["eps"])
         p.addcdiv_(m, root, value=-lr / (1 - beta1**t))
 
-# %% ../nbs/06_optimizers.ipynb #c080
+# %% ../nbs/06_optimizers.ipynb #c092
 class AdamW(Adam):
     "Adam that shrinks the parameters; the face and the state of `torch.optim.AdamW`."
     def __init__(self,
@@ -483,19 +493,17 @@ class AdamW(Adam):
         super().__setstate__(state)
         for group in self.param_groups: group["decoupled_weight_decay"] = True
 
-# %% ../nbs/06_optimizers.ipynb #c099
+# %% ../nbs/06_optimizers.ipynb #c113
 def step_schedule(
     lr: float, # rate at the start
     drops: tuple = (0.5, 0.75), # shares of the run after which the rate drops
     factor: float = 0.1, # by which it is multiplied each time
 ): # function: share of the run that is done -> rate
     "A rate that drops at given points, as `torch.optim.lr_scheduler.MultiStepLR` has it."
-    _check_options(dict(lr=lr, factor=factor))
-    if not all(0 <= drop <= 1 for drop in drops):
-        raise ValueError(f"drops: expected shares of the run, from 0 to 1, got {drops}")
+    _check_options(dict(lr=lr, drops=drops, factor=factor))
     return lambda done: lr * factor ** sum(drop <= done for drop in drops)
 
-# %% ../nbs/06_optimizers.ipynb #c101
+# %% ../nbs/06_optimizers.ipynb #c115
 def cosine_schedule(
     lr: float, # rate at the start
     final: float = 0.0, # rate at the end
@@ -507,7 +515,7 @@ def cosine_schedule(
     _check_options(dict(lr=lr, final=final))
     return lambda done: final + (lr - final) * (1 + math.cos(math.pi * done)) / 2
 
-# %% ../nbs/06_optimizers.ipynb #c103
+# %% ../nbs/06_optimizers.ipynb #c117
 def warmup_schedule(
     schedule, # a rate, or a function: share done -> rate
     share: float = 0.1, # of the run, for the warm-up; below 1
@@ -515,7 +523,6 @@ def warmup_schedule(
 ): # function: share of the run that is done -> rate
     "A linear rise, then `schedule`; torch's `LinearLR` followed by another by `SequentialLR`."
     _check_options(dict(share=share, start=start))
-    if not share < 1: raise ValueError(f"share: expected a number below 1, got {share}")
     if not callable(schedule): _check_options(dict(schedule=schedule))
     rate = schedule if callable(schedule) else lambda done: schedule
     def warm(done):
@@ -525,7 +532,7 @@ def warmup_schedule(
         if hasattr(schedule, name): setattr(warm, name, getattr(schedule, name))
     return warm
 
-# %% ../nbs/06_optimizers.ipynb #c105
+# %% ../nbs/06_optimizers.ipynb #c119
 @dataclass
 class Plateau:
     "A rate that drops when the validation loss stalls; torch's `ReduceLROnPlateau`."
@@ -548,7 +555,8 @@ class Plateau:
         validation_loss: float, # what was measured now
     ):
         "Take note of a loss."
-        if self.best is None or validation_loss < self.best - self.threshold * abs(self.best):
+        bar = math.inf if self.best is None else self.best - self.threshold * abs(self.best)
+        if validation_loss < bar:
             self.best, self.bad = float(validation_loss), 0
         else: self.bad += 1
         if self.bad > self.patience:

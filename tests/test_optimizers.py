@@ -155,7 +155,7 @@ def test_a_rate_that_is_a_tensor(reference, lr):
     found, optimizer = torch_path(OURS[reference], random_grads(), start(), lr=lr, **options)
     assert_parity(found, expected, tol=1e-10)
     assert optimizer.param_groups[0]["lr"] is lr
-    with pytest.raises(ValueError, match="lr: expected one number"):
+    with pytest.raises(ValueError, match=r"lr: expected a number .* got tensor"):
         OURS[reference]([torch.nn.Parameter(torch.zeros(2))], lr=torch.tensor([0.1, 0.2]))
 
 
@@ -235,13 +235,17 @@ def test_a_centered_ruler_is_never_the_root_of_a_negative_number():
 @each_member
 def test_errors_of_numpy_name_the_argument(reference):
     params, (g,) = start(), random_grads(1)
-    for lr in (-1.0, math.nan):
+    for lr in (-1.0, math.nan, "0.1", None, np.array([0.1, 0.2])):
         with pytest.raises(ValueError, match="lr: expected .* got"):
             reference(params, g, lr=lr)
     with pytest.raises(ValueError, match="'bias'"):
         reference(params, {"weight": g["weight"], "scalar": g["scalar"]}, lr=0.1)
     with pytest.raises(ValueError, match=r"grads\['bias'\]: expected \(3,\), got \(1,\)"):
         reference(params, {**g, "bias": np.zeros(1)}, lr=0.1)  # would broadcast
+    with pytest.raises(TypeError, match=r"grads\['bias'\]: expected a NumPy array, got list"):
+        reference(params, {**g, "bias": [0.0, 0.0, 0.0]}, lr=0.1)
+    with pytest.raises(TypeError, match=r"params\['w'\]: expected a NumPy array, got Tensor"):
+        reference({"w": torch.zeros(2)}, {"w": np.zeros(2)}, lr=0.1)
     with pytest.raises(TypeError, match="float64"):
         reference(params, {**g, "bias": np.zeros(3, np.float32)}, lr=0.1)
     with pytest.raises(TypeError, match="real floats, got complex128"):
@@ -253,6 +257,7 @@ def test_errors_of_a_state_that_does_not_fit():
     params, (g, h) = start(), random_grads(2)
     _, state = adam(params, g)
     with pytest.raises(ValueError, match="state: expected 'square_avg', got"): rmsprop(params, h, state)
+    with pytest.raises(ValueError, match="state: expected what an update has returned, got .*'weight'"): adam(params, h, params)
     with pytest.raises(ValueError, match="state: expected 'max_exp_avg_sq', got"): adam(params, h, state, amsgrad=True)
     with pytest.raises(ValueError, match=r"state\['exp_avg'\]\['new'\]: expected \(2,\), got None"):
         adam({**params, "new": np.zeros(2)}, {**h, "new": np.zeros(2)}, state)
@@ -260,7 +265,7 @@ def test_errors_of_a_state_that_does_not_fit():
         adam(params, h, {**state, "exp_avg": {**state["exp_avg"], "bias": np.zeros(1)}})
 
 
-BAD = [(adam, dict(betas=betas)) for betas in [(1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (0.9,), (math.nan, 0.9)]]
+BAD = [(adam, dict(betas=betas)) for betas in [(1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (0.9,), (math.nan, 0.9), 0.9, None]]
 BAD += [(rmsprop, dict(alpha=1.1)), (rmsprop, dict(momentum=-0.1)), (adadelta, dict(rho=-0.1)), (adadelta, dict(rho=math.nan)), (adagrad, dict(lr_decay=-1.0)),
         (adagrad, dict(initial_accumulator_value=-1.0)), (sgd, dict(dampening=1.1)), (sgd, dict(nesterov=True)), (sgd, dict(momentum=math.nan)),
         (sgd, dict(nesterov=True, momentum=0.9, dampening=0.1)), (adamw, dict(weight_decay=-0.1))]
@@ -492,6 +497,10 @@ def test_plateau_with_losses_below_zero_and_not_finite():
     assert plateau.best == -1.2
     plateau.observe(math.nan)
     assert plateau.lr == pytest.approx(0.01) and plateau.best == -1.2
+    for first in (math.nan, math.inf):  # a first loss that is no number is no best either
+        plateau = Plateau(1.0, patience=1)
+        plateau.observe(first); plateau.observe(0.5)
+        assert (plateau.lr, plateau.best, plateau.bad) == (1.0, 0.5, 0)
 
 
 def test_warmup_keeps_the_memory_of_a_plateau():
@@ -506,7 +515,7 @@ def test_warmup_keeps_the_memory_of_a_plateau():
 
 
 @pytest.mark.parametrize("make, name", [
-    (lambda: step_schedule(-1.0), "lr"), (lambda: step_schedule(1.0, (2.0,)), "drops"), (lambda: step_schedule(1.0, factor=-1), "factor"),
+    (lambda: step_schedule(-1.0), "lr"), (lambda: step_schedule(1.0, (2.0,)), "drops"), (lambda: step_schedule(1.0, 0.5), "drops"), (lambda: step_schedule(1.0, factor=-1), "factor"),
     (lambda: cosine_schedule(math.nan), "lr"), (lambda: cosine_schedule(1.0, -0.1), "final"), (lambda: warmup_schedule(-1.0), "schedule"),
     (lambda: warmup_schedule(1.0, 1.0), "share"), (lambda: warmup_schedule(1.0, start=-1.0), "start"), (lambda: Plateau(-1.0), "lr"),
     (lambda: Plateau(1.0, factor=1.0), "factor"), (lambda: Plateau(1.0, patience=-1), "patience"), (lambda: Plateau(1.0).load_state_dict({}), "state_dict"),
