@@ -71,7 +71,8 @@ def _walk(rule, params, grads, state, weight_decay, maximize):
         if weight_decay: g = g + weight_decay * p
         memory = _recall(state, name, p)
         try: new[name], memory = rule(p, g, memory, t)
-        except KeyError as key: raise ValueError(f"state: expected {key}, got {list(state)}")
+        except KeyError as key:
+            raise ValueError(f"state: expected {key}, got {list(state)}") from None
         for key, value in memory.items(): kept.setdefault(key, {})[name] = value
     return new, {"step": t, **kept}
 
