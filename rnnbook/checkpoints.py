@@ -83,7 +83,7 @@ def _enter(value, place, table):
         with suppress(TypeError): tensor = torch.from_numpy(np.array(value, value.dtype.newbyteorder("=")))
     kind = f"{value.dtype} {getattr(tensor, 'layout', '')} {getattr(tensor, 'device', '')}".strip()
     if getattr(tensor, "layout", None) != torch.strided or tensor.is_meta or tensor.dtype not in _CODES:
-        _refuse(place, "dense numbers of a type that safetensors knows", kind)
+        _refuse(place, "dense numbers of a type that a checkpoint keeps", kind)
     name = "/".join(map(str, place)).encode("utf-8", "replace").decode() or "tree"
     while name in table or name == "__metadata__": name += "'"  # as for {"a/b": x, "a": {"b": y}}
     table[name] = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
@@ -113,7 +113,7 @@ def _pack(value, table, place=()):
 
 # %% ../nbs/07a_checkpoints.ipynb #c045
 def _unpack(node, table):
-    "The tree that `_pack` was given."
+    "The tree that `_pack` was given; each of its tensors leaves the table."
     if isinstance(node, list): return [_unpack(v, table) for v in node]
     if not isinstance(node, dict): return node
     (kind, content), = node.items()
@@ -121,10 +121,10 @@ def _unpack(node, table):
     if kind == "tuple": return tuple([_unpack(v, table) for v in content])
     if kind == "int": return int(content, 16)
     if kind == "float": return struct.unpack(">d", bytes.fromhex(content))[0]
-    if kind == "tensor": return table[content]
-    if kind == "array": return table[content].numpy()
-    if kind == "scalar": return table[content].numpy()[()]
-    if kind == "floats": return table[content].tolist()
+    if kind == "tensor": return table.pop(content)
+    if kind == "array": return table.pop(content).numpy()
+    if kind == "scalar": return table.pop(content).numpy()[()]
+    if kind == "floats": return table.pop(content).tolist()
     raise ValueError(f"a value of the unknown kind {kind!r}")
 
 # %% ../nbs/07a_checkpoints.ipynb #c048
@@ -133,7 +133,7 @@ _SUM = slice(8 + len(_START), 8 + len(_START) + 64)  # where the sum stands in t
 _FORMAT = "rnnbook.checkpoint 1"
 
 def _checksum(pieces):
-    "The SHA-256 of the pieces, one after the other, in hexadecimal letters."
+    "The SHA-256 of the pieces, one after the other, in hexadecimal digits."
     sha = hashlib.sha256()
     for piece in pieces: sha.update(piece)
     return sha.hexdigest().encode()
@@ -144,7 +144,7 @@ def _file(about, table):
     header, body, end = {"__metadata__": about}, [], 0
     aligned = sorted(table.items(), key=lambda item: -item[1].element_size())  # wide types first
     for name, tensor in aligned:
-        flat = tensor.as_strided((tensor.numel(),), (1,))
+        flat = tensor.as_strided((tensor.numel(),), (1,))  # as `view` asks, also of axes of length 1
         body.append(flat.view(torch.uint8).numpy())
         header[name] = dict(dtype=_CODES[tensor.dtype], shape=list(tensor.shape),
                             data_offsets=[end, end := end + len(body[-1])])
@@ -178,11 +178,16 @@ def _read(data):
     header = json.loads(data[8:8 + length])
     about, body = header.pop("__metadata__"), torch.frombuffer(data, dtype=torch.uint8)[8 + length:]
     if about["format"] != _FORMAT: raise ValueError(f"the format {about['format']!r}")
-    table = {}
+    table, place = {}, 0
     for name, entry in header.items():
-        start, end = entry["data_offsets"]
-        table[name] = body[start:end].clone().view(_TYPES[entry["dtype"]]).reshape(entry["shape"])
-    return _unpack(json.loads(about["tree"]), table)
+        (start, end), shape = entry["data_offsets"], entry["shape"]
+        if not start == place <= end or min(shape, default=0) < 0:
+            raise ValueError(f"{name!r} of shape {shape} at {start} to {end}, expected at {place}")
+        table[name] = body[start:end].clone().view(_TYPES[entry["dtype"]]).reshape(shape)
+        place = end
+    tree = _unpack(json.loads(about["tree"]), table)
+    if table or place < len(body): raise ValueError("numbers that are nowhere in the tree")
+    return tree
 
 # %% ../nbs/07a_checkpoints.ipynb #c053
 def load_checkpoint(
