@@ -27,10 +27,15 @@ def overfit_one_batch(
     max_norm: float | None = None, # clip the gradient to this norm; None for no clipping
     steps: int = 200, # updates, all on this batch
 ) -> History: # its last loss should be nearly 0
-    "Train a copy of the model on one batch, over and over: what can learn anything can learn this by heart."
+    """Train a copy of the model on one batch, over and over: what can learn, learns it by heart.
+
+    Raises: TypeError if `model` is neither.
+    """
     options = dict(lr=lr, max_norm=max_norm, progress=False)
     if isinstance(model, dict):
         return train(loss, model, [batch], optimizer=optimizer or adam, steps=steps, **options)[1]
+    if not hasattr(model, "state_dict"):
+        raise TypeError(f"model: expected a dict or a module, got {type(model).__name__}")
     trainer = Trainer(deepcopy(model), loss, optimizer=optimizer or Adam, **options)
     return trainer.fit([batch], steps=steps)
 
@@ -43,18 +48,25 @@ def update_ratio(
 
     Raises: ValueError if names or shapes differ.
     """
-    if set(before) != set(after): raise ValueError(f"after: expected {list(before)}, got {list(after)}")
+    if set(before) != set(after):
+        raise ValueError(f"after: expected {list(before)}, got {list(after)}")
     ratios = {}
-    for name, old in before.items():
-        old, new = _array(old), _array(after[name])
-        if old.shape != new.shape: raise ValueError(f"after[{name!r}]: expected {old.shape}, got {new.shape}")
+    for name in before:
+        old, new = (_array(name, values[name]).astype(np.float64) for values in (before, after))
+        if old.shape != new.shape:
+            raise ValueError(f"after[{name!r}]: expected {old.shape}, got {new.shape}")
         moved, norm = float(np.linalg.norm(new - old)), float(np.linalg.norm(old))
         ratios[name] = moved / norm if norm else (math.inf if moved else 0.0)
     return ratios
 
-def _array(values):
-    "A list, an array or a tensor on any device as an array."
-    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+def _array(name, values):
+    "A list, an array or a tensor on any device as an array; bfloat16, new to NumPy, as float32."
+    if isinstance(values, tuple):
+        raise TypeError(f"{name}: expected an array or a tensor, got a tuple of {len(values)}")
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        if str(values.dtype) == "torch.bfloat16": values = values.float()
+    return np.asarray(values)
 
 # %% ../nbs/09_debugging.ipynb #c013
 class ActivationReport(NamedTuple):
@@ -66,6 +78,7 @@ class ActivationReport(NamedTuple):
 
 _STEEPEST = {"tanh": 1.0, "relu": 1.0, "sigmoid": 0.25}  # the greatest slope of each
 
+# %% ../nbs/09_debugging.ipynb #c014
 def activation_report(
     states, # (T, B, H) states of a layer, array or tensor, on a batch of real inputs
     nonlinearity: str = "tanh", # "tanh", "relu" or "sigmoid"
@@ -74,44 +87,55 @@ def activation_report(
 ) -> ActivationReport: # `dead`, `flat`, `mean`, `std`
     """Count the units that never move, and the values where the gradient is cut off.
 
-    Raises: ValueError if the states do not have three dimensions or are fewer than two, or the
-    nonlinearity is not known.
+    Raises: ValueError if the states do not have three dimensions, are fewer than two or not finite,
+    if `lengths` does not fit them, or the nonlinearity is not known.
     """
-    states = _array(states)
+    states = _array("states", states)
     if states.ndim != 3: raise ValueError(f"states: expected (T, B, H), got {states.shape}")
-    inside = np.ones(states.shape[:2], bool) if lengths is None else length_mask(lengths, len(states))
+    T, B, H = states.shape
+    inside = length_mask([T] * B if lengths is None else lengths, T)  # (T, B)
+    if inside.shape != (T, B): raise ValueError(f"lengths: expected ({B},), got {inside.shape[1:]}")
     values = states[inside]  # (N, H)
-    if values.size == 0 or len(values) < 2:
-        raise ValueError(f"states: expected at least 2, got {len(values)}")
+    if H == 0 or len(values) < 2:
+        raise ValueError(f"states: expected at least (2, 1), got {values.shape}")
+    if not np.isfinite(values).all():
+        raise ValueError("states: expected finite values, got nan or infinity")
     if nonlinearity not in _STEEPEST:
         choices = ", ".join(map(repr, _STEEPEST))
         raise ValueError(f"nonlinearity: expected one of {choices}, got {nonlinearity!r}")
     slope = DERIVATIVES[nonlinearity](values) / _STEEPEST[nonlinearity]
-    dead = np.ptp(values, axis=0) <= 1e-6
-    return ActivationReport(*map(float, (dead.mean(), (slope < 0.02).mean(), values.mean(), values.std())))
+    dead, flat = np.ptp(values, axis=0) <= 1e-6, slope < 0.02
+    return ActivationReport(*map(float, (dead.mean(), flat.mean(), values.mean(), values.std())))
 
-# %% ../nbs/09_debugging.ipynb #c017
+# %% ../nbs/09_debugging.ipynb #c018
 def influence(
-    forward, # function of an array or tensor like `x` that returns one: the network
+    forward, # function of an array or tensor like `x` that returns one: the network, dropout off
     x, # (T, B, I) input, array or tensor; not modified
     *,
     axis: int = 0, # along which to nudge and to watch: 0 for steps, 1 for sequences
-    nudge=1.0, # what to add
+    nudge=1, # what to add
 ) -> np.ndarray: # (N, M): how far entry m of the output moved when entry n of `x` was nudged
     """Which entries of the output depend on which entries of the input, measured, not derived.
 
-    Raises: ValueError if `axis` is no axis of `x`.
+    Raises: ValueError if `axis` is no axis of `x` or of the output; TypeError if that is a tuple.
     """
-    if not 0 <= axis < len(x.shape): raise ValueError(f"axis: expected 0 to {len(x.shape) - 1}, got {axis}")
-    before, rows = _array(forward(x)), []
-    for n in range(x.shape[axis]):
+    x = x.detach() if hasattr(x, "detach") else np.asarray(x)
+    if not 0 <= axis < x.ndim: raise ValueError(f"axis: expected 0 to {x.ndim - 1}, got {axis}")
+    def run(x):
+        y = _array("the output of forward", forward(x)).astype(np.float64)
+        if y.ndim <= axis:
+            raise ValueError(f"the output of forward: expected an axis {axis}, got {y.shape}")
+        return np.moveaxis(y, axis, 0)
+    before = run(deepcopy(x))
+    table = np.zeros((x.shape[axis], len(before)))
+    for n, row in enumerate(table):
         moved = deepcopy(x)
         moved[(slice(None),) * axis + (n,)] += nudge
-        change = np.moveaxis(np.abs(_array(forward(moved)) - before), axis, 0)
-        rows.append(change.reshape(len(change), -1).max(1, initial=0))
-    return np.stack(rows)
+        change = np.abs(run(moved) - before)
+        row[:] = change.max(axis=tuple(range(1, change.ndim)), initial=0)
+    return table
 
-# %% ../nbs/09_debugging.ipynb #c021
+# %% ../nbs/09_debugging.ipynb #c022
 def loss_by_shift(
     logits, # (T, B, V) predictions, the first after one token was read
     ids, # (T, B) integers: the tokens that were read
@@ -122,8 +146,10 @@ def loss_by_shift(
 
     Raises: ValueError if a shift leaves nothing to compare, or the shapes do not fit.
     """
-    logits, ids = _array(logits), _array(ids)
-    if logits.shape[:2] != ids.shape: raise ValueError(f"ids: expected {logits.shape[:2]}, got {ids.shape}")
+    logits, ids = _array("logits", logits), _array("ids", ids)
+    if logits.ndim != 3: raise ValueError(f"logits: expected (T, B, V), got {logits.shape}")
+    if logits.shape[:2] != ids.shape:
+        raise ValueError(f"ids: expected {logits.shape[:2]}, got {ids.shape}")
     T, losses = len(ids), {}
     for k in shifts:
         if abs(k) >= T: raise ValueError(f"shifts: expected less than T = {T} either way, got {k}")

@@ -222,3 +222,51 @@ def test_shift_one_is_the_loss_of_the_next_token():
         loss_by_shift(logits, ids, shifts=[-9])
     with pytest.raises(ValueError, match=r"ids: expected \(9, 2\), got \(9, 1\)"):
         loss_by_shift(logits, ids[:, :1])
+
+
+# ---- what each instrument accepts, and what it says to what it does not
+
+
+def test_bfloat16_and_gradients_are_read():
+    half = torch.full((3, 2, 4), 0.5, dtype=torch.bfloat16, requires_grad=True)
+    assert activation_report(half) == ActivationReport(1.0, 0.0, 0.5, 0.0)
+    assert update_ratio({"a": half}, {"a": 2 * half}) == {"a": 1.0}
+    for x in (half, 2 * half):  # a leaf and a result of the graph
+        assert (influence(lambda x: x, x) == np.eye(3)).all()
+    logits = torch.zeros(5, 2, 4, dtype=torch.bfloat16)
+    assert loss_by_shift(logits, torch.zeros(5, 2, dtype=torch.int64), shifts=[0])[0] == pytest.approx(math.log(4))
+
+
+def test_the_size_of_a_step_does_not_overflow():
+    large = np.full(10, 1e30, np.float32)
+    assert update_ratio({"a": large}, {"a": 2 * large})["a"] == pytest.approx(1)
+
+
+def test_influence_reads_numbers_verdicts_and_lists():
+    integers = np.zeros((3, 2, 1), int)
+    assert (influence(lambda x: x, integers) == np.eye(3)).all()
+    assert (influence(lambda x: x, torch.from_numpy(integers)) == np.eye(3)).all()
+    assert (influence(lambda x: x > 0.5, integers.astype(float)) == np.eye(3)).all()
+    assert (influence(np.cumsum, [1.0, 2.0]) == np.triu(np.ones((2, 2)))).all()
+    assert influence(lambda x: x[:2], np.zeros((0, 2, 1))).shape == (0, 0)
+    def greedy(x):  # a network that writes into its input must not spoil the next reading
+        x += 1
+        return x
+    assert (influence(greedy, integers) == np.eye(3)).all() and not integers.any()
+
+
+@pytest.mark.parametrize("call, kind, complaint", [
+    (lambda: influence(lambda x: (x, x), np.zeros((3, 2, 1))), TypeError, "the output of forward: expected an array or a tensor, got a tuple of 2"),
+    (lambda: influence(lambda x: x.sum(), np.zeros((3, 2, 1))), ValueError, r"the output of forward: expected an axis 0, got \(\)"),
+    (lambda: activation_report((np.zeros((3, 2, 4)), None)), TypeError, "states: expected an array or a tensor, got a tuple of 2"),
+    (lambda: activation_report(np.zeros((3, 2, 0))), ValueError, r"states: expected at least \(2, 1\), got \(6, 0\)"),
+    (lambda: activation_report(np.zeros((3, 0, 4))), ValueError, r"states: expected at least \(2, 1\), got \(0, 4\)"),
+    (lambda: activation_report(np.zeros((0, 2, 4))), ValueError, r"states: expected at least \(2, 1\), got \(0, 4\)"),
+    (lambda: activation_report(np.zeros((3, 2, 4)), lengths=[3]), ValueError, r"lengths: expected \(2,\), got \(1,\)"),
+    (lambda: activation_report(np.full((3, 2, 4), np.nan)), ValueError, "states: expected finite values"),
+    (lambda: loss_by_shift(np.zeros((5, 4)), np.zeros(5, int)), ValueError, r"logits: expected \(T, B, V\), got \(5, 4\)"),
+    (lambda: overfit_one_batch(square, {"a": np.ones(1)}, None), TypeError, "model: expected a dict or a module, got function"),
+])
+def test_a_wrong_argument_is_named(call, kind, complaint):
+    with pytest.raises(kind, match=complaint):
+        call()
