@@ -40,7 +40,7 @@ def write_whole(
     path, # file to write, in a folder that exists
     pieces, # its content: bytes-like objects, one after the other
 ):
-    """Write a file whose name stands, at every moment, for all of the new content or all of the old.
+    """Write a file whose name stands, at every moment, for all of the new content or of the old.
 
     Raises: OSError that says what was refused, and what stands under the name now.
     """
@@ -80,9 +80,11 @@ def _enter(value, place, table):
     "Enter a tensor or an array in the table; the name that it has there."
     tensor = value
     if isinstance(value, np.ndarray):  # a copy in this machine's order of bytes
-        with suppress(TypeError): tensor = torch.from_numpy(np.array(value, value.dtype.newbyteorder("=")))
+        value = np.array(value, value.dtype.newbyteorder("="))
+        with suppress(TypeError): tensor = torch.from_numpy(value)
     kind = f"{value.dtype} {getattr(tensor, 'layout', '')} {getattr(tensor, 'device', '')}".strip()
-    if getattr(tensor, "layout", None) != torch.strided or tensor.is_meta or tensor.dtype not in _CODES:
+    dense = getattr(tensor, "layout", None) == torch.strided and not tensor.is_meta
+    if not dense or tensor.dtype not in _CODES:
         _refuse(place, "dense numbers of a type that a checkpoint keeps", kind)
     name = "/".join(map(str, place)).encode("utf-8", "replace").decode() or "tree"
     while name in table or name == "__metadata__": name += "'"  # as for {"a/b": x, "a": {"b": y}}
@@ -97,7 +99,7 @@ def _pack(value, table, place=()):
     if value is None or kind in (bool, str): return value
     if kind is int: return value if abs(value) < 2**63 else {"int": hex(value)}
     if kind is float and math.isfinite(value): return value
-    if kind is float: return {"float": struct.pack(">d", value).hex()}  # infinite, or NaN with its bits
+    if kind is float: return {"float": struct.pack(">d", value).hex()}  # infinity, NaN: the bits
     if kind is tuple: return {"tuple": [inside(i, v) for i, v in enumerate(value)]}
     if kind is list and value and all(type(v) is float for v in value):  # a history may be long
         return {"floats": _enter(np.array(value), place, table)}
@@ -144,7 +146,7 @@ def _file(about, table):
     header, body, end = {"__metadata__": about}, [], 0
     aligned = sorted(table.items(), key=lambda item: -item[1].element_size())  # wide types first
     for name, tensor in aligned:
-        flat = tensor.as_strided((tensor.numel(),), (1,))  # as `view` asks, also of axes of length 1
+        flat = tensor.as_strided((tensor.numel(),), (1,))  # `view` asks for stride 1
         body.append(flat.view(torch.uint8).numpy())
         header[name] = dict(dtype=_CODES[tensor.dtype], shape=list(tensor.shape),
                             data_offsets=[end, end := end + len(body[-1])])
@@ -174,7 +176,8 @@ class CheckpointError(ValueError):
 def _read(data):
     "The tree in the bytes of a file."
     length, = struct.unpack("<Q", data[:8])
-    if length > len(data) - 8: raise ValueError(f"a header of {length} bytes in a file of {len(data)}")
+    if length > len(data) - 8:
+        raise ValueError(f"a header of {length} bytes in a file of {len(data)}")
     header = json.loads(data[8:8 + length])
     about, body = header.pop("__metadata__"), torch.frombuffer(data, dtype=torch.uint8)[8 + length:]
     if about["format"] != _FORMAT: raise ValueError(f"the format {about['format']!r}")
@@ -202,12 +205,15 @@ def load_checkpoint(
         file.readinto(data)
     expected = f"{path}: expected a checkpoint of rnnbook, got"
     if data[8:_SUM.start] != _START:
-        other = "something else" if data else "an empty file"
-        kind = "a zip archive" if data[:2] == b"PK" else "a pickle" if data[:1] == b"\x80" else other
+        kind = ("an empty file" if not data else
+                "another safetensors file, or a piece of one" if data[8:10] == b'{"' else
+                "a zip archive" if data[:2] == b"PK" else
+                "a pickle" if data[:1] == b"\x80" else "something else")
         raise CheckpointError(f"{expected} {kind}")
     found, data[_SUM] = data[_SUM], 64 * b"0"
     if found != _checksum([data]):
-        raise CheckpointError(f"{path}: changed or cut off since it was written, its checksum is wrong")
+        raise CheckpointError(f"{path}: changed or cut off since it was written, "
+                              "its checksum is wrong")
     try: return _read(data)
     except MemoryError: raise
     except Exception as error:  # the sum is right: somebody wanted it so
@@ -226,7 +232,8 @@ class Checkpoint:
 
     def __post_init__(self):
         if type(self.every) is not int or self.every < 1:
-            raise ValueError(f"every: expected a positive whole number of steps, got {self.every!r}")
+            raise ValueError("every: expected a positive whole number of steps, "
+                             f"got {self.every!r}")
         if not Path(self.path).absolute().parent.is_dir():
             raise FileNotFoundError(f"{self.path}: expected a file in a folder that exists")
 
@@ -245,7 +252,8 @@ def resume_checkpoint(
 ):
     """Put a saved run back into a trainer; `trainer.fit(..., resume=True)` goes on with it.
 
-    Raises: as `load_checkpoint`; CheckpointError, with the trainer untouched, if the run does not fit it.
+    Raises: as `load_checkpoint`; CheckpointError if the run does not fit the trainer, which is
+    then untouched.
     """
     state = load_checkpoint(path)
     try: trainer.load_state_dict(state)

@@ -462,6 +462,9 @@ def test_what_the_file_is_instead_is_named(saved):
     refused(saved, "zip archive")
     torch.save({"a": torch.ones(3)}, saved, _use_new_zipfile_serialization=False)
     refused(saved, "pickle")
+    for size in range(0, 300, 8):  # one of them has a header of 128 bytes, whose length looks like the start of a pickle
+        saved.write_bytes(safetensors.torch.save({"a" * (size + 1): torch.ones(3)}))
+        refused(saved, "another safetensors file")
 
 
 def test_nothing_is_run(saved):
