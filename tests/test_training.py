@@ -745,6 +745,7 @@ rng = np.random.default_rng(11)
 INTERRUPTS = [(int(rng.integers(1, 30)), str(rng.choice(["draw", "forward", "backward"]))) for _ in range(20)]
 CASES = [(*case, "PLAIN", "Reread") for case in INTERRUPTS]
 CASES += [(*case, ("FULL", "PLATEAU")[k % 2], ("Reread", "Shuffled", "endless")[k % 3]) for k, case in enumerate(INTERRUPTS[:12])]
+CASES += [(step, "draw", "PLAIN", kind) for step in (11, 22) for kind in ("Reread", "Shuffled")]  # at the end of a reading
 
 
 @pytest.mark.parametrize("step, moment, setting, kind", CASES)
