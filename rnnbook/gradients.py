@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from .sequences import one_hot
 
-# %% ../nbs/04_gradients.ipynb #c063
+# %% ../nbs/04_gradients.ipynb #c061
 def _check_limit(name, limit):
     "An error unless the limit is a positive number."
     if not limit > 0: raise ValueError(f"{name}: expected a positive number, got {limit}")
@@ -21,7 +21,7 @@ def _refuse_nonfinite(norm):
     raise RuntimeError(f"the gradient norm is {norm}, so there is no direction to keep; "
                        "pass error_if_nonfinite=False to scale regardless")
 
-# %% ../nbs/04_gradients.ipynb #c064
+# %% ../nbs/04_gradients.ipynb #c062
 def clip_grad_norm(
     grads: dict, # gradients by name
     max_norm: float, # positive, the largest norm let through; `math.inf` only measures
@@ -42,7 +42,7 @@ def clip_grad_norm(
     with np.errstate(invalid="ignore"):  # infinity times 0, if the caller wants that
         return {name: g * scale for name, g in grads.items()}, norm
 
-# %% ../nbs/04_gradients.ipynb #c069
+# %% ../nbs/04_gradients.ipynb #c068
 def clip_grad_value(
     grads: dict, # gradients by name
     clip_value: float, # positive, the largest absolute value of an entry let through
@@ -54,7 +54,7 @@ def clip_grad_value(
     _check_limit("clip_value", clip_value)
     return {name: np.clip(g, -float(clip_value), float(clip_value)) for name, g in grads.items()}
 
-# %% ../nbs/04_gradients.ipynb #c076
+# %% ../nbs/04_gradients.ipynb #c075
 def _gradients_of(parameters, foreach):
     "The gradients of one tensor or of many; those that have none are passed over."
     if foreach: raise ValueError(f"foreach: expected None or False, got {foreach!r}; "
@@ -62,7 +62,7 @@ def _gradients_of(parameters, foreach):
     if isinstance(parameters, torch.Tensor): parameters = [parameters]
     return [p.grad for p in parameters if p.grad is not None]
 
-# %% ../nbs/04_gradients.ipynb #c077
+# %% ../nbs/04_gradients.ipynb #c076
 def clip_grad_norm_(
     parameters, # tensor or iterable of tensors; those whose `.grad` is None are passed over
     max_norm: float, # positive, the largest norm let through; `math.inf` only measures
@@ -88,7 +88,7 @@ def clip_grad_norm_(
             for g in grads: g.mul_(scale.to(g.device))
     return norm
 
-# %% ../nbs/04_gradients.ipynb #c080
+# %% ../nbs/04_gradients.ipynb #c079
 def clip_grad_value_(
     parameters, # tensor or iterable of tensors; those whose `.grad` is None are passed over
     clip_value: float, # positive, the largest absolute value of an entry let through
@@ -102,13 +102,13 @@ def clip_grad_value_(
     with torch.no_grad():
         for g in _gradients_of(parameters, foreach): g.clamp_(-float(clip_value), float(clip_value))
 
-# %% ../nbs/04_gradients.ipynb #c101
+# %% ../nbs/04_gradients.ipynb #c102
 def temporal_order(
     steps: int, # T, length of the sequences, at least 10
     batch_size: int, # B, number of sequences
     rng: np.random.Generator, # source of randomness
 ) -> tuple: # inputs (T, B, 6), one-hot symbols; classes (B,): 0 for AA, 1 AB, 2 BA, 3 BB
-    """A batch of the temporal-order task: two signals A or B, far apart, among distractors c, d, e, f.
+    """A batch of the temporal-order task: two signals A or B, far apart, among distractors c to f.
 
     The first stands in the second tenth of the sequence, the second in its sixth tenth. The symbols
     are numbered A, B, c, d, e, f.
