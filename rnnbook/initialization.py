@@ -4,15 +4,13 @@
 
 # %% auto #0
 __all__ = ['LINEAR', 'GAINS', 'fans', 'xavier_uniform', 'xavier_normal', 'spectral_radius', 'scale_spectral_radius', 'orthogonal',
-           'identity', 'calculate_gain', 'kaiming_uniform', 'kaiming_normal', 'plot_spectra', 'xavier_uniform_',
-           'xavier_normal_', 'kaiming_uniform_', 'kaiming_normal_', 'orthogonal_', 'eye_', 'scale_spectral_radius_',
-           'adding_problem']
+           'identity', 'calculate_gain', 'kaiming_uniform', 'kaiming_normal', 'xavier_uniform_', 'xavier_normal_',
+           'kaiming_uniform_', 'kaiming_normal_', 'orthogonal_', 'eye_', 'scale_spectral_radius_', 'adding_problem']
 
 # %% ../nbs/05_initialization.ipynb #c003
 import math
 import numpy as np
 import torch
-from .plotting import COLORS, _card
 
 # %% ../nbs/05_initialization.ipynb #c019
 #| code-fold: true
@@ -242,27 +240,7 @@ def kaiming_normal(
     _check_rng(rng); _check_dtype(dtype)
     return _normal(shape, _kaiming_std(shape, a, mode, nonlinearity), rng, dtype)
 
-# %% ../nbs/05_initialization.ipynb #c068
-#| code-fold: true
-#| code-summary: "Drawing eigenvalues: plot_spectra"
-def plot_spectra(
-    matrices: dict, # label -> (H, H) matrix
-    *,
-    title: str | None = None, # title above the figure
-):
-    "Draw the eigenvalues of each matrix in the complex plane, side by side, with the unit circle."
-    circle = np.exp(2j * np.pi * np.linspace(0, 1, 200))
-    with _card(len(matrices), height=2.3) as axes:
-        for ax, (label, matrix) in zip(axes, matrices.items()):
-            values = np.linalg.eigvals(matrix)  # (H,)
-            ax.plot(circle.real, circle.imag, color=COLORS["grey"], linewidth=1)
-            ax.plot(values.real, values.imag, ".", color=COLORS["h"], markersize=4)
-            ax.set(xlabel="real part", aspect="equal")
-            ax.set_title(label, fontsize=9)
-        axes[0].set_ylabel("imaginary part")
-        if title: axes[0].figure.suptitle(title, x=0.02, ha="left", fontsize=11, weight="bold")
-
-# %% ../nbs/05_initialization.ipynb #c074
+# %% ../nbs/05_initialization.ipynb #c073
 def _fill_uniform_(tensor, std, generator):
     bound = math.sqrt(3.0) * std
     with torch.no_grad(): return tensor.uniform_(-bound, bound, generator=generator)
@@ -270,7 +248,7 @@ def _fill_uniform_(tensor, std, generator):
 def _fill_normal_(tensor, std, generator):
     with torch.no_grad(): return tensor.normal_(0, std, generator=generator)
 
-# %% ../nbs/05_initialization.ipynb #c075
+# %% ../nbs/05_initialization.ipynb #c074
 def xavier_uniform_(
     tensor: torch.Tensor, # (fan_out, fan_in, ...) weight, filled in place
     gain: float = 1.0, # factor for the nonlinearity, see `calculate_gain`
@@ -289,7 +267,7 @@ def xavier_normal_(
     _check_tensor(tensor)
     return _fill_normal_(tensor, _xavier_std(tensor.shape, gain), generator)
 
-# %% ../nbs/05_initialization.ipynb #c077
+# %% ../nbs/05_initialization.ipynb #c076
 def kaiming_uniform_(
     tensor: torch.Tensor, # (fan_out, fan_in, ...) weight, filled in place
     a: float = 0, # slope below 0, read for "leaky_relu" only; 0 is ReLU
@@ -312,7 +290,7 @@ def kaiming_normal_(
     _check_tensor(tensor)
     return _fill_normal_(tensor, _kaiming_std(tensor.shape, a, mode, nonlinearity), generator)
 
-# %% ../nbs/05_initialization.ipynb #c079
+# %% ../nbs/05_initialization.ipynb #c078
 def orthogonal_(
     tensor: torch.Tensor, # (fan_out, fan_in, ...) weight, filled in place
     gain: float = 1, # factor: the length of every row or column
@@ -347,7 +325,7 @@ def scale_spectral_radius_(
     scaled = scale_spectral_radius(tensor.detach().double().cpu().numpy(), radius)
     with torch.no_grad(): return tensor.copy_(torch.from_numpy(scaled))
 
-# %% ../nbs/05_initialization.ipynb #c085
+# %% ../nbs/05_initialization.ipynb #c084
 def adding_problem(
     steps: int, # T, at least 2
     batch_size: int, # B
