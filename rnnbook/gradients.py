@@ -35,7 +35,8 @@ def clip_grad_norm(
     `torch.nn.utils.clip_grad_norm_`.
     """
     _check_limit("max_norm", max_norm)
-    norm = math.sqrt(sum(float(np.vdot(g, g)) for g in grads.values()))
+    wide = (g.astype(np.float64) for g in grads.values())  # squares overflow a narrow type
+    norm = math.sqrt(sum(float(np.vdot(g, g)) for g in wide))
     if error_if_nonfinite and not math.isfinite(norm): _refuse_nonfinite(norm)
     scale = float(max_norm) / (norm + 1e-6)  # a NumPy scalar would widen float32
     if scale >= 1 or max_norm == math.inf: return dict(grads), norm
@@ -112,10 +113,12 @@ def temporal_order(
 
     The first stands in the second tenth of the sequence, the second in its sixth tenth. The symbols
     are numbered A, B, c, d, e, f.
-    Raises: ValueError if `steps` is below 10.
+    Raises: ValueError if `steps` is below 10, TypeError if `rng` is not a generator.
     Source: Hochreiter and Schmidhuber (1997), task 6a, without its start and trigger symbols, as in
     the code of Pascanu, Mikolov and Bengio (2013).
     """
+    if not isinstance(rng, np.random.Generator):
+        raise TypeError(f"rng: expected a numpy.random.Generator, got {type(rng).__name__}")
     if steps < 10: raise ValueError(f"steps: expected at least 10, got {steps}")
     tenth, row = steps // 10, np.arange(batch_size)
     symbols = rng.integers(2, 6, (steps, batch_size))                           # (T, B)

@@ -163,11 +163,18 @@ def test_properties_by_value(seed, scale, clip_value):
         np.testing.assert_array_equal(again[name], g)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_dtype_is_kept(dtype):
     clipped, norm = clip_grad_norm(some_grads(1, 10, dtype), np.float64(1.0))
     assert all(g.dtype == dtype for g in clipped.values()) and isinstance(norm, float)
     assert all(g.dtype == dtype for g in clip_grad_value(some_grads(1, 10, dtype), np.float64(1.0)).values())
+
+
+@pytest.mark.parametrize("dtype, entry", [(np.float16, 200.0), (np.float32, 1e20)])
+def test_the_norm_of_a_narrow_type_does_not_overflow(dtype, entry):
+    clipped, norm = clip_grad_norm({"weight": np.full(4, entry, dtype)}, 1.0)
+    assert math.isclose(norm, 2 * entry, rel_tol=1e-3) and clipped["weight"].dtype == dtype
+    np.testing.assert_allclose(clipped["weight"], 0.5, rtol=1e-3)
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, -math.inf])
@@ -288,3 +295,5 @@ def test_temporal_order_draws_from_its_generator_alone():
     assert temporal_order(10, 0, np.random.default_rng(0))[0].shape == (10, 0, 6)
     with pytest.raises(ValueError, match="steps: expected at least 10, got 9"):
         temporal_order(9, 1, np.random.default_rng(0))
+    with pytest.raises(TypeError, match="rng: expected a numpy.random.Generator, got int"):
+        temporal_order(20, 1, 0)
