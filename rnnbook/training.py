@@ -12,7 +12,7 @@ import os
 import random
 import signal
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 import numpy as np
@@ -143,13 +143,13 @@ def _share(step, elapsed, steps, seconds):
     return min(1.0, max(step / steps if steps else 0.0, elapsed / seconds if seconds else 0.0))
 
 # %% ../nbs/07_training.ipynb #c050
-def _mean_loss(loss_of, batches, state=None):
+def _mean_loss(loss_of, batches, state=None, name="validation"):
     "The mean of the losses of all batches; the state is carried from each to the next."
     total, count = 0.0, 0
     for count, batch in enumerate(batches, 1):
         loss, state = loss_of(batch, state)
         total += float(loss)
-    if not count: raise ValueError("validation: expected at least one batch, got none")
+    if not count: raise ValueError(f"{name}: expected at least one batch, got none")
     return total / count
 
 # %% ../nbs/07_training.ipynb #c053
@@ -187,7 +187,7 @@ def _checked(plan, batches):
     "The plan with its total; an error for what makes no sense."
     for name in ("steps", "seconds", "every", "patience"):
         limit = getattr(plan, name)
-        if limit is not None and not limit > 0:
+        if limit is not None and not 0 < limit < math.inf:
             raise ValueError(f"{name}: expected a positive number or None, got {limit}")
     _check_validation(plan)
     known = hasattr(batches, "__len__") and not plan.seconds
@@ -199,16 +199,25 @@ def _checked(plan, batches):
     return plan._replace(total=total, callbacks=tuple(plan.callbacks))
 
 # %% ../nbs/07_training.ipynb #c061
+def _parts(name, answer, *expected):
+    "What the user's function returned, if it has these parts."
+    if isinstance(answer, (tuple, list)) and len(answer) == len(expected): return answer
+    got = f"{len(answer)} values" if isinstance(answer, (tuple, list)) else type(answer).__name__
+    raise ValueError(f"{name}: expected a function that returns {', '.join(expected)}; got {got}")
+
+# %% ../nbs/07_training.ipynb #c064
 def _validate(run, plan):
     "Measure, write down, keep what is best; how many validations ago that was."
     history, loss = run.history, float(run._measure(plan.validation))
+    run._whole = False
     history.append(validation_step=len(history["step"]), validation_loss=loss)
     waited = _waited(history["validation_loss"])
     if not waited: run._keep()
     if hasattr(plan.lr, "observe"): plan.lr.observe(loss)
+    run._whole = True
     return waited
 
-# %% ../nbs/07_training.ipynb #c062
+# %% ../nbs/07_training.ipynb #c065
 def _ended(plan, step, elapsed, waited, pressed):
     "Why the run ends here, or None."
     if plan.steps and step >= plan.steps: return "steps"
@@ -216,7 +225,7 @@ def _ended(plan, step, elapsed, waited, pressed):
     if plan.patience and waited >= plan.patience: return "patience"
     if pressed: return "interrupt"
 
-# %% ../nbs/07_training.ipynb #c064
+# %% ../nbs/07_training.ipynb #c067
 def _steps(run, plan, passes, bar, pressed):
     "Step after step until there is a reason to end, which is returned."
     history, waited = run.history, _waited(run.history["validation_loss"])
@@ -234,26 +243,34 @@ def _steps(run, plan, passes, bar, pressed):
         run._apply(rate)
         step, elapsed, history.state = step + 1, time.perf_counter() - start, carried
         history.append(step=step, loss=loss, grad_norm=norm, lr=rate, seconds=elapsed)
-        run._whole, run._number = True, number
+        run._number = number
         if plan.validation is not None and step % plan.every == 0: waited = _validate(run, plan)
+        run._whole = True
         bar.show(history)
         for callback in plan.callbacks: callback(run)
     return reason
 
-# %% ../nbs/07_training.ipynb #c066
+# %% ../nbs/07_training.ipynb #c069
+def _finish(run, plan):
+    "The last validation, and the best weights."
+    if run.history["validation_step"][-1:] != run.history["step"][-1:]: _validate(run, plan)
+    run._whole = False
+    run._restore()
+    run._whole = True
+
+# %% ../nbs/07_training.ipynb #c071
 def _run(run, plan, passes, progress):
     "All steps, and what is to be done after the last."
     history = run.history
     history.stopped, bar = None, _Bar(plan.total, plan.seconds, history, progress)
     try:
         with _interruptible() as pressed:
-            try: reason = _steps(run, plan, passes, bar, pressed)
+            try:
+                reason = _steps(run, plan, passes, bar, pressed)
+                if reason == "batches" and not history["step"]:
+                    raise ValueError("batches: expected at least one, got none")
+                if reason != "interrupt" and plan.validation is not None: _finish(run, plan)
             except KeyboardInterrupt: reason = "interrupt"
-            if reason == "batches" and not history["step"]:
-                raise ValueError("batches: expected at least one, got none")
-            if reason != "interrupt" and plan.validation is not None:
-                if history["validation_step"][-1:] != history["step"][-1:]: _validate(run, plan)
-                run._restore()
             history.stopped = reason
             for callback in plan.callbacks: callback(run)
     finally:
@@ -261,7 +278,7 @@ def _run(run, plan, passes, progress):
         bar.bar.close()
     return history
 
-# %% ../nbs/07_training.ipynb #c068
+# %% ../nbs/07_training.ipynb #c073
 class _Descent:
     "What the loop drives in NumPy; callbacks see its `history` and `params`."
     def __init__(self, loss_and_grads, params, optimizer, limit):
@@ -270,7 +287,8 @@ class _Descent:
         self.memory = self.best = self.grads = None
 
     def _compute(self, batch, state):
-        loss, grads, state = self.loss_and_grads(self.params, batch, state)
+        answer = self.loss_and_grads(self.params, batch, state)
+        loss, grads, state = _parts("loss_and_grads", answer, "loss", "grads", "state")
         self.grads = {name: grads[name] for name in self.params if name in grads}
         self.clipped, norm = clip_grad_norm(self.grads, self.limit, error_if_nonfinite=False)
         return float(loss), norm, state
@@ -288,7 +306,7 @@ class _Descent:
 
     def _restore(self): self.params = self.params if self.best is None else self.best
 
-# %% ../nbs/07_training.ipynb #c069
+# %% ../nbs/07_training.ipynb #c074
 def train(
     loss_and_grads, # function (params, batch, state) -> loss, grads, state
     params: dict, # parameters by name; not modified
@@ -325,7 +343,7 @@ def train(
         raise
     return run.params, history
 
-# %% ../nbs/07_training.ipynb #c074
+# %% ../nbs/07_training.ipynb #c079
 def _nested(f, value):
     "`f` of every leaf of nested tuples, lists and dicts."
     if hasattr(value, "to") or not isinstance(value, (tuple, list, dict)): return f(value)
@@ -340,7 +358,7 @@ def _to_device(batch, device):
         return v.to(device) if hasattr(v, "to") else v
     return _nested(move, batch)
 
-# %% ../nbs/07_training.ipynb #c077
+# %% ../nbs/07_training.ipynb #c082
 def _detached(tree):
     "The same nested numbers without their past: what stops gradients at the edge of a batch."
     return _nested(lambda v: v.detach() if isinstance(v, torch.Tensor) else v, tree)
@@ -352,7 +370,7 @@ def _copied(tree):
         return v.copy() if isinstance(v, np.ndarray) else v
     return _nested(copy, tree)
 
-# %% ../nbs/07_training.ipynb #c083
+# %% ../nbs/07_training.ipynb #c088
 def _vector(*numbers): return torch.tensor(numbers, dtype=torch.float64)
 
 def _get_random(device):
@@ -366,7 +384,7 @@ def _get_random(device):
         states[device.type] = torch.get_device_module(device).get_rng_state(device)
     return states
 
-# %% ../nbs/07_training.ipynb #c084
+# %% ../nbs/07_training.ipynb #c089
 def _set_random(states, device):
     "Put them back."
     torch.set_rng_state(states["torch"])
@@ -377,7 +395,7 @@ def _set_random(states, device):
     if device.type != "cpu":
         torch.get_device_module(device).set_rng_state(states[device.type], device)
 
-# %% ../nbs/07_training.ipynb #c085
+# %% ../nbs/07_training.ipynb #c090
 def _seeded(seed, device):
     "The states that follow from a seed."
     _, key, *rest = np.random.RandomState(seed).get_state()
@@ -388,7 +406,7 @@ def _seeded(seed, device):
         states[device.type] = torch.Generator(device).manual_seed(seed).get_state()
     return states
 
-# %% ../nbs/07_training.ipynb #c086
+# %% ../nbs/07_training.ipynb #c091
 @contextmanager
 def _forked(states, device):
     "Random states of one's own; those from before come back, whatever happens."
@@ -398,15 +416,9 @@ def _forked(states, device):
         yield
     finally: _set_random(outer, device)
 
-# %% ../nbs/07_training.ipynb #c092
-def _clip_(parameters, limit):
-    "Clip the gradient and return its norm; where that is not finite, only measure it."
-    try: return clip_grad_norm_(parameters, limit).item()
-    except RuntimeError: return clip_grad_norm_(parameters, math.inf, error_if_nonfinite=False).item()
-
-# %% ../nbs/07_training.ipynb #c095
-class _Stepping:
-    "A module with its loss and its optimizer: what the loop drives in PyTorch."
+# %% ../nbs/07_training.ipynb #c097
+class _Given:
+    "A module, its loss and its optimizer."
     def __init__(self,
         module: torch.nn.Module, # trained in place, moved to the device
         loss, # function (module, batch, state) -> loss, state
@@ -433,11 +445,20 @@ class _Stepping:
         self.history = self.best = self._random = self._live = self._used = self._source = None
         self._whole, self._within, self._number = True, False, 0
 
+# %% ../nbs/07_training.ipynb #c100
+def _clip_(parameters, limit):
+    "Clip the gradient and return its norm; where that is not finite, only measure it."
+    try: return clip_grad_norm_(parameters, limit).item()
+    except RuntimeError: return clip_grad_norm_(parameters, math.inf, error_if_nonfinite=False).item()
+
+# %% ../nbs/07_training.ipynb #c103
+class _Stepping(_Given):
+    "The same, which can make a step: what the loop drives in PyTorch."
     def _forward(self, batch, state):
-        batch = _to_device(batch, self.device)
-        if self.precision == "float32": return self.loss(self.module, batch, state)
-        with torch.autocast(self.device.type, torch.bfloat16):
-            return self.loss(self.module, batch, state)
+        batch, mixed = _to_device(batch, self.device), self.precision == "bf16"
+        cast = torch.autocast(self.device.type, torch.bfloat16) if mixed else nullcontext()
+        with cast: answer = self.loss(self.module, batch, state)
+        return _parts("loss", answer, "loss", "state")
 
     def _compute(self, batch, state):
         self.optimizer.zero_grad(set_to_none=True)
@@ -452,7 +473,17 @@ class _Stepping:
             for group in self.optimizer.param_groups: group["lr"] = rate
         self.optimizer.step()
 
-# %% ../nbs/07_training.ipynb #c099
+# %% ../nbs/07_training.ipynb #c107
+@contextmanager
+def _mode(module, training):
+    "The module in this mode; afterwards each of its parts is in its own again."
+    before = [(part, part.training) for part in module.modules()]
+    module.train(training)
+    try: yield
+    finally:
+        for part, mode in before: part.training = mode
+
+# %% ../nbs/07_training.ipynb #c110
 class _Measuring(_Stepping):
     "The same, which can be measured, and remembers its best weights."
     def evaluate(self,
@@ -460,16 +491,13 @@ class _Measuring(_Stepping):
         state=None, # given to the first batch; the others get what was left
     ) -> float: # mean of the losses of the batches
         "Mean loss in evaluation mode, without gradients; moves no random state."
-        return self._measure(batches, _to_device(state, self.device))
+        return self._measure(batches, _to_device(state, self.device), "batches")
 
-    def _measure(self, validation, state=None):
-        training = self.module.training
-        self.module.eval()
-        try:
-            with torch.no_grad(), _forked(_seeded(self.seed, self.device), self.device):
-                if not hasattr(validation, "__iter__"): return float(validation(self.module))
-                return _mean_loss(self._forward, validation, state)
-        finally: self.module.train(training)
+    def _measure(self, validation, state=None, name="validation"):
+        own = _seeded(self.seed, self.device)
+        with _mode(self.module, False), torch.no_grad(), _forked(own, self.device):
+            if not hasattr(validation, "__iter__"): return float(validation(self.module))
+            return _mean_loss(self._forward, validation, state, name)
 
     def _norms(self):
         return {name: p.grad.norm().item() for name, p in self.module.named_parameters()
@@ -480,7 +508,7 @@ class _Measuring(_Stepping):
     def _restore(self):
         if self.best is not None: self.module.load_state_dict(self.best)
 
-# %% ../nbs/07_training.ipynb #c105
+# %% ../nbs/07_training.ipynb #c116
 def _named(tensor):
     "What an error says about what should be a tensor."
     if not isinstance(tensor, torch.Tensor): return type(tensor).__name__
@@ -495,13 +523,13 @@ def _check_like(name, expected, got):
         if isinstance(value, torch.Tensor) and _named(value) != _named(got[key]):
             raise ValueError(f"{name} {key}: expected {_named(value)}, got {_named(got[key])}")
 
-# %% ../nbs/07_training.ipynb #c108
+# %% ../nbs/07_training.ipynb #c119
 def _fits(value, p):
     "Can this be stretched to the shape of the parameter?"
     sizes = zip(reversed(value.shape), reversed(p.shape))
     return value.dim() <= p.dim() and all(a in (1, b) for a, b in sizes)
 
-# %% ../nbs/07_training.ipynb #c110
+# %% ../nbs/07_training.ipynb #c121
 def _check_optimizer(optimizer, state):
     "An error unless this is the state of such an optimizer for such parameters."
     groups, theirs = optimizer.state_dict()["param_groups"], state["param_groups"]
@@ -521,7 +549,7 @@ def _check_optimizer(optimizer, state):
                 raise ValueError(f"optimizer {k} {name}: expected {_named(p)}, "
                                  f"got {_named(value)}")
 
-# %% ../nbs/07_training.ipynb #c112
+# %% ../nbs/07_training.ipynb #c123
 def _check_state(expected, state, optimizer, device):
     "An error unless `state` fits a trainer whose own state is `expected`."
     _check_like("state", dict.fromkeys(expected), state)
@@ -541,7 +569,7 @@ def _check_state(expected, state, optimizer, device):
     if (expected["schedule"] is None) != (state["schedule"] is None):
         raise ValueError(f"schedule: expected {expected['schedule']}, got {state['schedule']}")
 
-# %% ../nbs/07_training.ipynb #c114
+# %% ../nbs/07_training.ipynb #c125
 def _pass_over(passes, count, device):
     "Draw so many batches again, and do nothing with them."
     before = _get_random(device)
@@ -555,13 +583,14 @@ def _pass_over(passes, count, device):
                          f"that moves the global random state of {', '.join(moved)}. Give them "
                          "a generator of their own, or state_dict and load_state_dict")
 
-# %% ../nbs/07_training.ipynb #c117
+# %% ../nbs/07_training.ipynb #c128
 class _Reading(_Measuring):
     "The same, which knows its place in the data, and whether it stands between two steps."
     def _check_whole(self):
         if not self._whole:
-            raise RuntimeError(f"step {len(self.history['step']) + 1} was broken off, so the run "
-                               "cannot go on bit for bit from here; load a state from before")
+            raise RuntimeError(f"the run was broken off after step {len(self.history['step'])}, "
+                               "within the next step or a validation, and cannot go on bit for "
+                               "bit from here; load a state from before")
 
     def _position(self):
         if self._within and hasattr(self._used, "state_dict"): return self._used.state_dict()
@@ -585,9 +614,9 @@ class _Reading(_Measuring):
         _pass_over(passes, len(self.history["step"]), self.device)
         return passes
 
-# %% ../nbs/07_training.ipynb #c119
-class _Resuming(_Reading):
-    "The same, which can be written down whole, and set to what was written down."
+# %% ../nbs/07_training.ipynb #c130
+class _Written(_Reading):
+    "The same, which can be written down whole."
     def state_dict(self) -> dict: # nested: tensors, numbers, strings, None, lists, tuples
         "A copy of all that the rest of the run depends on, for a trainer like this one."
         self._check_whole()
@@ -604,6 +633,9 @@ class _Resuming(_Reading):
                 "history": lists, "stopped": history.stopped, "carried": history.state,
                 "best": self.best, "data": {"batch": self._number, "source": self._position()}}
 
+# %% ../nbs/07_training.ipynb #c133
+class _Resuming(_Written):
+    "The same, which can be set to what was written down."
     def load_state_dict(self,
         state: dict, # from `state_dict`
     ):
@@ -627,7 +659,7 @@ class _Resuming(_Reading):
         self._number, self._source = state["data"]["batch"], state["data"]["source"]
         self._live, self._whole = None, True
 
-# %% ../nbs/07_training.ipynb #c121
+# %% ../nbs/07_training.ipynb #c135
 class Trainer(_Resuming):
     """Train a PyTorch module; the twin of `train`.
 
@@ -658,20 +690,17 @@ class Trainer(_Resuming):
         plan = _Plan(self.lr, steps, seconds, state, validation, every, patience, callbacks)
         plan, resume = _checked(plan, batches), resume and self.history is not None
         if resume: self._check_whole()
-        training = self.module.training
-        self.module.train()
-        try:
-            with _forked(self._random or _seeded(self.seed, self.device), self.device):
-                passes = self._begin(batches, endless, resume)
-                if not resume: self.history, self.best = History(), None
-                self._live, self._used, self._within = (endless, passes), batches, True
-                try: return _run(self, plan, passes, self.progress)
-                finally:
-                    self._random, self._source = _get_random(self.device), self._position()
-                    self._within = False
-        finally: self.module.train(training)
+        own = self._random or _seeded(self.seed, self.device)
+        with _mode(self.module, True), _forked(own, self.device):
+            passes = self._begin(batches, endless, resume)
+            if not resume: self.history, self.best = History(), None
+            self._live, self._used, self._within = (endless, passes), batches, True
+            try: return _run(self, plan, passes, self.progress)
+            finally:
+                self._random, self._source = _get_random(self.device), self._position()
+                self._within = False
 
-# %% ../nbs/07_training.ipynb #c124
+# %% ../nbs/07_training.ipynb #c138
 @dataclass
 class CSVLog:
     "A callback that writes a CSV file, a row for each step, as the run goes on."

@@ -28,6 +28,15 @@ from rnnbook.training import CSVLog, Diverged, History, Trainer, train
 quiet = functools.partial(train, progress=False)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    "Threads that wait for work beside networks this small take more time than the work."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class Reader(torch.nn.Module):
     def __init__(self, dtype=torch.float64):
         super().__init__()
@@ -53,8 +62,6 @@ def numpy_loss(params, batch, state):
     loss, entropy = softmax_cross_entropy(logits, y)
     d = linear_backward(softmax_cross_entropy_backward(entropy), readout)
     return loss, rnn_backward(d["x"], None, tape) | {"weight_ho": d["weight"], "bias_ho": d["bias"]}, state
-
-
 
 
 def stream(count=30, seed=0, dtype=np.float64):
@@ -351,7 +358,7 @@ def test_rate_is_a_function_of_the_share():
 
 
 @pytest.mark.parametrize("options, name", [
-    (dict(steps=0), "steps"), (dict(steps=-3), "steps"), (dict(seconds=0), "seconds"), (dict(seconds=math.nan), "seconds"),
+    (dict(steps=0), "steps"), (dict(steps=-3), "steps"), (dict(seconds=0), "seconds"), (dict(seconds=math.nan), "seconds"), (dict(seconds=math.inf), "seconds"),
     (dict(lr=-0.1), "lr"), (dict(lr=math.nan), "lr"), (dict(lr=lambda done: -1.0), "lr"), (dict(max_norm=0), "max_norm"), (dict(max_norm=-1.0), "max_norm"),
 ])
 def test_errors_name_the_argument(options, name):
@@ -471,6 +478,36 @@ def test_evaluate_touches_nothing():
     assert modes == [(False, False)] * 4 and module.training and random_states() == states
     assert_equal(module.state_dict(), before)
     assert all(p.grad is None for p in module.parameters())
+
+
+def test_each_part_of_a_module_gets_its_own_mode_back():
+    module, modes = Stacked(), []
+    module.dropout.eval()  # somebody has switched one layer off for good
+    def loss(module, batch, state):
+        modes.append((module.training, module.dropout.training))
+        return stacked_loss(module, batch, state)
+    trainer = Trainer(module, loss, device="cpu", progress=False)
+    trainer.evaluate(stream(1))
+    assert module.training and module.first.training and not module.dropout.training
+    trainer.fit(stream(1), validation=stream(1))
+    assert modes == [(False, False), (True, True), (False, False)]
+    assert module.training and module.first.training and not module.dropout.training
+
+
+def test_evaluate_on_nothing():
+    with pytest.raises(ValueError, match="batches: expected at least one batch, got none"):
+        Trainer(Stacked(), stacked_loss, device="cpu", progress=False).evaluate([])
+
+
+@pytest.mark.parametrize("answer, got", [(lambda loss: loss, "Tensor"), (lambda loss: (loss, None, None), "3 values"), (lambda loss: None, "NoneType")])
+def test_a_loss_that_does_not_return_its_parts(answer, got):
+    def loss(module, batch, state): return answer(torch_loss(module, batch, state)[0])
+    trainer = Trainer(reader(), loss, device="cpu", progress=False)
+    for use in (trainer.fit, trainer.evaluate):
+        with pytest.raises(ValueError, match=f"loss: expected a function that returns loss, state; got {got}"):
+            use(stream(1))
+    with pytest.raises(ValueError, match="loss_and_grads: expected a function that returns loss, grads, state; got 2 values"):
+        quiet(lambda p, b, s: (0.0, p), W, [1])
 
 
 def test_validation_does_not_change_the_run():
@@ -627,7 +664,7 @@ def test_same_seed_same_run_in_another_process():
 
 def test_one_thread_and_two_take_the_same_path_to_the_last_digits():
     rng, before = np.random.default_rng(0), torch.get_num_threads()
-    batches = [(rng.standard_normal((2, 150, 2)), rng.integers(0, 3, (2, 150))) for _ in range(20)]
+    batches = [(rng.standard_normal((2, 150, 2)), rng.integers(0, 3, (2, 150))) for _ in range(5)]
     def loss(module, batch, state):
         output, state = module.first(batch[0], state)
         activity = output.square().mean()  # of 38,400 numbers, so many that two threads share the sum; the gradient depends on it
@@ -637,12 +674,13 @@ def test_one_thread_and_two_take_the_same_path_to_the_last_digits():
         trainer = Trainer(Stacked(hidden=128), loss, max_norm=0.05, device="cpu", progress=False)
         return trainer.fit(batches), numpy_arrays(trainer.module)
     try:
-        (history_1, one), (history_2, two) = run(1), run(2)
+        (history_1, one), (history_2, two), (_, again) = run(1), run(2), run(2)
     finally:
         torch.set_num_threads(before)
     for name in ("loss", "grad_norm"):
         assert_parity(np.array(history_2[name]), np.array(history_1[name]), tol=1e-12)
     assert_parity(two, one, tol=1e-12)
+    assert_parity(again, two, tol=0)  # with as many threads, to the last bit
 
 
 def numpy_arrays(module):
@@ -843,11 +881,40 @@ def test_a_step_broken_off_cannot_be_resumed(moment):
     trainer.fit(batches, **PLAIN["fit"], callbacks=[lambda run: saved.append(run.state_dict()) if len(run.history["step"]) == 5 and not saved else None])
     assert trainer.history.stopped == "interrupt" and trainer.history["step"][-1] == 8
     for what in (trainer.state_dict, lambda: trainer.fit(batches, **PLAIN["fit"], resume=True)):
-        with pytest.raises(RuntimeError, match="step 9 was broken off"):
+        with pytest.raises(RuntimeError, match="broken off after step 8"):
             what()
     trainer.load_state_dict(saved[0])
     trainer.fit(start(PLAIN, Reread)[1], **PLAIN["fit"], resume=True)
     assert_equal(trainer.state_dict(), uninterrupted("PLAIN", "Reread"), but=("seconds",))
+
+
+@pytest.mark.parametrize("at, step, whole", [(2, 6, False), (5, 13, True)])
+def test_a_validation_broken_off(at, step, whole):
+    "In the middle of a run it cannot be resumed; the last one is done again."
+    def measure(module):
+        calls.append(1)
+        if len(calls) == at:
+            signal.raise_signal(signal.SIGINT), signal.raise_signal(signal.SIGINT)
+        return float(module.readout.weight.square().mean())
+    def trainer(): return Trainer(Stacked(), stacked_loss, device="cpu", lr=Plateau(0.05), progress=False)
+    options, calls = dict(steps=13, validation=measure, every=3), [1] * at
+    expected, broken = trainer(), trainer()
+    expected.fit(short(), **options)
+    calls = []
+    history = broken.fit(short(), **options)
+    assert history.stopped == "interrupt" and history["step"][-1] == step and len(history["validation_step"]) == at - 1
+    if not whole:
+        with pytest.raises(RuntimeError, match=f"broken off after step {step}"): broken.state_dict()
+        return
+    broken.fit(short(), **options, resume=True)
+    assert_equal(broken.state_dict(), expected.state_dict(), but=("seconds",))
+
+
+def test_numpy_returns_what_there_is_when_the_last_validation_is_broken_off():
+    def measure(params): raise KeyboardInterrupt
+    params, history = quiet(bowl, W, range(3), lr=0.1, validation=measure)
+    assert history.stopped == "interrupt" and history["step"] == [1, 2, 3]
+    assert_parity(params, quiet(bowl, W, range(3), lr=0.1)[0], tol=0)
 
 
 def test_batches_that_cannot_be_passed_over():
