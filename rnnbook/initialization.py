@@ -14,7 +14,7 @@ import torch
 
 # %% ../nbs/05_initialization.ipynb #c019
 #| code-fold: true
-#| code-summary: "The checks of the arguments"
+#| code-summary: "The checks of numbers"
 def _check_number(name, value):
     "Raise unless `value` is a finite number that is not negative."
     if not isinstance(value, (int, float, np.number)):
@@ -22,6 +22,21 @@ def _check_number(name, value):
     if not 0 <= value < math.inf:
         raise ValueError(f"{name}: expected a finite number of at least 0, got {value}")
 
+def _check_count(name, value, least=0):
+    "Raise unless `value` is a whole number of at least `least`."
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+
+def _check_slope(name, value):
+    "Raise unless `value` is a finite number."
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise TypeError(f"{name}: expected the slope of leaky_relu, a number, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite slope of leaky_relu, got {value}")
+
+# %% ../nbs/05_initialization.ipynb #c020
+#| code-fold: true
+#| code-summary: "The checks of the other arguments"
 def _check_dtype(dtype):
     "Raise unless `dtype` is a float type."
     if not np.issubdtype(dtype, np.floating):
@@ -42,18 +57,18 @@ def _check_tensor(tensor):
         raise ValueError("tensor: expected 2 dimensions (fan_out, fan_in) or more, "
                          f"got {tuple(tensor.shape)}")
 
-# %% ../nbs/05_initialization.ipynb #c020
+# %% ../nbs/05_initialization.ipynb #c021
 def fans(
     shape: tuple, # shape of a weight, (fan_out, fan_in) and perhaps more dimensions
 ) -> tuple: # fan_in and fan_out, two integers
     "How many numbers a unit sums, and how many units a number goes to, as `torch.nn.init` counts."
-    shape = tuple(shape)
-    if len(shape) < 2:
-        raise ValueError(f"shape: expected 2 dimensions (fan_out, fan_in) or more, got {shape}")
+    if not isinstance(shape, (tuple, list)) or len(shape) < 2:
+        raise ValueError(f"shape: expected 2 dimensions (fan_out, fan_in) or more, got {shape!r}")
+    for size in shape: _check_count("shape", size)
     field = math.prod(shape[2:])
     return shape[1] * field, shape[0] * field
 
-# %% ../nbs/05_initialization.ipynb #c023
+# %% ../nbs/05_initialization.ipynb #c024
 def _uniform(shape, std, rng, dtype):
     "Uniform numbers of standard deviation `std`."
     bound = math.sqrt(3) * std  # the variance of U(-b, b) is b²/3
@@ -68,7 +83,7 @@ def _xavier_std(shape, gain):
     _check_number("gain", gain)
     return gain * math.sqrt(2.0 / max(sum(fans(shape)), 1))
 
-# %% ../nbs/05_initialization.ipynb #c024
+# %% ../nbs/05_initialization.ipynb #c025
 def xavier_uniform(
     shape: tuple, # (fan_out, fan_in, ...) of the weight
     *,
@@ -97,7 +112,7 @@ def xavier_normal(
     _check_rng(rng); _check_dtype(dtype)
     return _normal(shape, _xavier_std(shape, gain), rng, dtype)
 
-# %% ../nbs/05_initialization.ipynb #c035
+# %% ../nbs/05_initialization.ipynb #c036
 def _nilpotent(matrix):
     "Is a power of the matrix zero, or nothing but rounding? Power H would show it."
     power, rounding = matrix / np.linalg.norm(matrix), 1e-12  # of the sum of what cancels
@@ -126,7 +141,7 @@ def spectral_radius(
     scaled = matrix.astype(np.float64) / largest  # so that nothing overflows below
     return 0.0 if _nilpotent(scaled) else largest * float(np.abs(np.linalg.eigvals(scaled)).max())
 
-# %% ../nbs/05_initialization.ipynb #c040
+# %% ../nbs/05_initialization.ipynb #c041
 def scale_spectral_radius(
     matrix: np.ndarray, # (H, H) square, finite and not nilpotent
     radius: float, # positive, the spectral radius wanted
@@ -144,7 +159,7 @@ def scale_spectral_radius(
                          "matrix, whose eigenvalues are all 0 whatever it is multiplied by")
     return (matrix.astype(np.float64) * (radius / present)).astype(matrix.dtype)
 
-# %% ../nbs/05_initialization.ipynb #c045
+# %% ../nbs/05_initialization.ipynb #c046
 def orthogonal(
     shape: tuple, # (fan_out, fan_in, ...); further dimensions count as columns
     *,
@@ -164,6 +179,7 @@ def orthogonal(
     if rows < columns: Q = Q.T
     return (gain * Q).reshape(shape).astype(dtype)
 
+# %% ../nbs/05_initialization.ipynb #c047
 def identity(
     shape: tuple, # (rows, columns)
     *,
@@ -174,11 +190,11 @@ def identity(
 
     Source: Le, Jaitly and Hinton (2015).
     """
-    if len(tuple(shape)) != 2: raise ValueError(f"shape: expected 2 dimensions, got {tuple(shape)}")
-    _check_number("gain", gain); _check_dtype(dtype)
+    _check_number("gain", gain); _check_dtype(dtype); fans(shape)
+    if len(shape) != 2: raise ValueError(f"shape: expected 2 dimensions, got {shape}")
     return (gain * np.eye(*shape)).astype(dtype)
 
-# %% ../nbs/05_initialization.ipynb #c050
+# %% ../nbs/05_initialization.ipynb #c052
 LINEAR = ("linear", "conv1d", "conv2d", "conv3d",
           "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 GAINS = {**dict.fromkeys(LINEAR, 1.0), "sigmoid": 1.0, "tanh": 5 / 3,
@@ -191,19 +207,19 @@ def calculate_gain(
     "The gain that `torch.nn.init` recommends for a nonlinearity."
     if nonlinearity == "leaky_relu":
         slope = 0.01 if param is None else param
-        if isinstance(slope, bool) or not isinstance(slope, (int, float)):
-            raise TypeError(f"param: expected the slope of leaky_relu, a number, got {param!r}")
+        _check_slope("param", slope)
         return math.sqrt(2 / (1 + slope ** 2))
     if nonlinearity not in GAINS:
         choices = ", ".join(map(repr, (*GAINS, "leaky_relu")))
         raise ValueError(f"nonlinearity: expected one of {choices}, got {nonlinearity!r}")
     return GAINS[nonlinearity]
 
-# %% ../nbs/05_initialization.ipynb #c053
+# %% ../nbs/05_initialization.ipynb #c055
 def _kaiming_std(shape, a, mode, nonlinearity):
     "He's standard deviation."
     if str(mode).lower() not in ("fan_in", "fan_out"):
         raise ValueError(f"mode: expected 'fan_in' or 'fan_out', got {mode!r}")
+    if nonlinearity == "leaky_relu" and a is not None: _check_slope("a", a)
     fan_in, fan_out = fans(shape)
     fan = fan_in if mode.lower() == "fan_in" else fan_out
     return calculate_gain(nonlinearity, a) / math.sqrt(max(fan, 1))
@@ -224,6 +240,7 @@ def kaiming_uniform(
     _check_rng(rng); _check_dtype(dtype)
     return _uniform(shape, _kaiming_std(shape, a, mode, nonlinearity), rng, dtype)
 
+# %% ../nbs/05_initialization.ipynb #c056
 def kaiming_normal(
     shape: tuple, # (fan_out, fan_in, ...) of the weight
     *,
@@ -240,7 +257,7 @@ def kaiming_normal(
     _check_rng(rng); _check_dtype(dtype)
     return _normal(shape, _kaiming_std(shape, a, mode, nonlinearity), rng, dtype)
 
-# %% ../nbs/05_initialization.ipynb #c073
+# %% ../nbs/05_initialization.ipynb #c076
 def _fill_uniform_(tensor, std, generator):
     bound = math.sqrt(3.0) * std
     with torch.no_grad(): return tensor.uniform_(-bound, bound, generator=generator)
@@ -248,7 +265,7 @@ def _fill_uniform_(tensor, std, generator):
 def _fill_normal_(tensor, std, generator):
     with torch.no_grad(): return tensor.normal_(0, std, generator=generator)
 
-# %% ../nbs/05_initialization.ipynb #c074
+# %% ../nbs/05_initialization.ipynb #c077
 def xavier_uniform_(
     tensor: torch.Tensor, # (fan_out, fan_in, ...) weight, filled in place
     gain: float = 1.0, # factor for the nonlinearity, see `calculate_gain`
@@ -267,7 +284,7 @@ def xavier_normal_(
     _check_tensor(tensor)
     return _fill_normal_(tensor, _xavier_std(tensor.shape, gain), generator)
 
-# %% ../nbs/05_initialization.ipynb #c076
+# %% ../nbs/05_initialization.ipynb #c079
 def kaiming_uniform_(
     tensor: torch.Tensor, # (fan_out, fan_in, ...) weight, filled in place
     a: float = 0, # slope below 0, read for "leaky_relu" only; 0 is ReLU
@@ -290,7 +307,7 @@ def kaiming_normal_(
     _check_tensor(tensor)
     return _fill_normal_(tensor, _kaiming_std(tensor.shape, a, mode, nonlinearity), generator)
 
-# %% ../nbs/05_initialization.ipynb #c078
+# %% ../nbs/05_initialization.ipynb #c081
 def orthogonal_(
     tensor: torch.Tensor, # (fan_out, fan_in, ...) weight, filled in place
     gain: float = 1, # factor: the length of every row or column
@@ -307,6 +324,7 @@ def orthogonal_(
         Q = Q * torch.where(R.diagonal() < 0, -1.0, 1.0).to(wide)
         return tensor.copy_((Q.T if rows < drawn.shape[1] else Q).reshape(tensor.shape)).mul_(gain)
 
+# %% ../nbs/05_initialization.ipynb #c082
 def eye_(
     tensor: torch.Tensor, # (rows, columns) weight, filled in place
 ) -> torch.Tensor: # the same tensor
@@ -325,7 +343,7 @@ def scale_spectral_radius_(
     scaled = scale_spectral_radius(tensor.detach().double().cpu().numpy(), radius)
     with torch.no_grad(): return tensor.copy_(torch.from_numpy(scaled))
 
-# %% ../nbs/05_initialization.ipynb #c084
+# %% ../nbs/05_initialization.ipynb #c088
 def adding_problem(
     steps: int, # T, at least 2
     batch_size: int, # B
@@ -333,11 +351,10 @@ def adding_problem(
 ) -> tuple: # x (T, B, 2): numbers and marks; y (B, 1): the sum of the two marked numbers
     """Numbers in [0, 1], two of them marked, one in each half; the target is the sum of those.
 
-    Source: Hochreiter and Schmidhuber (1997), experiment 4, with the number range of Le, Jaitly
-    and Hinton (2015).
+    Source: after Hochreiter and Schmidhuber (1997), experiment 4, whose numbers lie in [-1, 1] and
+    whose marks lie both in the first half; with the numbers of Le, Jaitly and Hinton (2015).
     """
-    _check_rng(rng)
-    if steps < 2: raise ValueError(f"steps: expected at least 2, got {steps}")
+    _check_rng(rng); _check_count("steps", steps, 2); _check_count("batch_size", batch_size)
     x = np.zeros((steps, batch_size, 2))  # (T, B, 2)
     x[..., 0] = rng.random((steps, batch_size))
     row, half = np.arange(batch_size), steps // 2

@@ -105,6 +105,7 @@ def test_eye(shape):
 @pytest.mark.parametrize("name", ["linear", "conv2d", "conv_transpose3d", "sigmoid", "tanh", "relu", "selu", "leaky_relu"])
 def test_gains(name):
     for param in (None, 0, 0.2, 1.0):
+        assert ours.calculate_gain(name, None if param is None else np.float64(param)) == ours.calculate_gain(name, param)
         assert math.isclose(ours.calculate_gain(name, param), torch.nn.init.calculate_gain(name, param), rel_tol=1e-15)
 
 
@@ -274,6 +275,12 @@ def test_errors():
         (ValueError, r"shape: .*got \(3,\)", lambda: ours.xavier_uniform((3,), rng=rng)),
         (ValueError, r"shape: .*got \(\)", lambda: ours.orthogonal((), rng=rng)),
         (ValueError, r"shape: .*got \(2, 2, 2\)", lambda: ours.identity((2, 2, 2))),
+        (ValueError, "shape: .*got 5", lambda: ours.xavier_uniform(5, rng=rng)),
+        (ValueError, "shape: .*got 3", lambda: ours.identity(3)),
+        (ValueError, "shape: .*got -2", lambda: ours.orthogonal((-2, 3), rng=rng)),
+        (ValueError, "shape: .*got 2.0", lambda: ours.kaiming_normal((2.0, 3), rng=rng)),
+        (TypeError, "a: .*got 'x'", lambda: ours.kaiming_normal((2, 3), rng=rng, a="x")),
+        (ValueError, "a: .*got nan", lambda: ours.kaiming_uniform((2, 3), rng=rng, a=math.nan)),
         (TypeError, "rng: .*got int", lambda: ours.xavier_normal((3, 3), rng=0)),
         (TypeError, "dtype: .*got int64", lambda: ours.kaiming_normal((3, 3), rng=rng, dtype=np.int64)),
         (TypeError, "dtype: .*got int64", lambda: ours.identity((3, 3), dtype=np.int64)),
@@ -291,6 +298,8 @@ def test_errors():
         (ValueError, "radius: .*got -1", lambda: ours.scale_spectral_radius(square, -1.0)),
         (ValueError, "radius: .*got inf", lambda: ours.scale_spectral_radius(square, math.inf)),
         (ValueError, "steps: .*got 1", lambda: ours.adding_problem(1, 4, rng)),
+        (ValueError, "steps: .*got '10'", lambda: ours.adding_problem("10", 4, rng)),
+        (ValueError, "batch_size: .*got -1", lambda: ours.adding_problem(4, -1, rng)),
         (TypeError, "rng: .*got int", lambda: ours.adding_problem(4, 4, 0)),
     ]:
         with pytest.raises(error, match=words): call()
