@@ -161,7 +161,7 @@ def lstm_forward(
     coupled: bool = False, # is the forget gate 1 - i?
     peephole: bool = False, # do the gates see the cell?
 ) -> tuple: # output (T, B, H); final state, h and c (1, B, H) each; tape for `lstm_backward`
-    """An LSTM layer over a batch of sequences; if `params` hold `weight_hr_l0` (P, H), h is (1, B, P).
+    """An LSTM layer over a batch of sequences; with `weight_hr_l0` (P, H) in `params` h has P entries.
 
     The output is 0 past each sequence's end, and the final state the one at its own end.
     Raises: ValueError or TypeError that names the argument with a wrong shape, dtype or value.
@@ -216,7 +216,8 @@ def _parameter_gradients(d_a, d_h, d_c, tape):
     x, h, c, params = (tape[key] for key in ("x", "h", "c", "params"))
     (T, B, I), (G, P) = x.shape, params["weight_hh_l0"].shape
     rows = d_a.reshape(T * B, G)  # (T*B, 4H)
-    grads = {"x": (rows @ params["weight_ih_l0"]).reshape(T, B, I), "h0": d_h[:1].copy(), "c0": d_c[:1].copy(),
+    grads = {"x": (rows @ params["weight_ih_l0"]).reshape(T, B, I),
+             "h0": d_h[:1].copy(), "c0": d_c[:1].copy(),
              "weight_ih_l0": rows.T @ x.reshape(T * B, I),
              "weight_hh_l0": rows.T @ h[:-1].reshape(T * B, P)}
     for name in ("bias_ih_l0", "bias_hh_l0"):
@@ -224,16 +225,16 @@ def _parameter_gradients(d_a, d_h, d_c, tape):
     if "weight_hr_l0" in params:
         m = tape["gates"][:, :, -1] * tape["tanh_c"]  # (T, B, H), the state before its projection
         grads["weight_hr_l0"] = np.einsum("tbp,tbh->ph", d_h[1:], m)
-    if tape["peephole"]:
-        for k, gate in enumerate(tape["order"]):
-            if gate != "g":
-                grads[f"peephole_{gate}_l0"] = (d_a[:, :, k] * (c[1:] if gate == "o" else c[:-1])).sum((0, 1))
+    for k, gate in enumerate(tape["order"]):
+        if gate == "g" or not tape["peephole"]: continue
+        seen = c[1:] if gate == "o" else c[:-1]           # (T, B, H)
+        grads[f"peephole_{gate}_l0"] = (d_a[:, :, k] * seen).sum((0, 1))
     return grads
 
 # %% ../nbs/10_lstm.ipynb #c058
 def lstm_backward(
     d_output: np.ndarray | None, # (T, B, H) gradient for each output; None for zero
-    d_state: tuple | None, # gradients for the final h and c, (1, B, H) each; None for zero, also inside
+    d_state: tuple | None, # gradients for the final h and c, (1, B, H) each; None for zero
     tape: dict, # what `lstm_forward` kept
 ) -> dict: # gradients: `x` (T, B, I), `h0` and `c0` (1, B, H), and each parameter under its name
     """Backpropagation through time for `lstm_forward`, through every gate.
@@ -269,16 +270,18 @@ def _bias_blocks(size, hidden_size, biases):
     "(slice, value) for each gate in `biases`, in a bias vector of so many entries."
     order = "ifgo" if size == 4 * hidden_size else "igo"
     for gate, value in biases.items():
-        if gate not in order: raise ValueError(f"gate: expected one of {', '.join(order)}, got {gate!r}")
+        if gate not in order:
+            raise ValueError(f"gate: expected one of {', '.join(order)}, got {gate!r}")
         start = order.index(gate) * hidden_size
         yield slice(start, start + hidden_size), value
 
 def set_gate_biases(
     params: dict, # parameters, see `lstm_init`
     **biases, # gate, i, f, g or o -> bias, a number or (H,)
-) -> dict: # parameters in which both biases of those gates sum to the given; the argument is not modified
+) -> dict: # new parameters, in which the two biases of each such gate sum to the given
     "An LSTM's parameters with other biases for some gates, `set_gate_biases(params, f=1.0)`."
-    if "bias_ih_l0" not in params: raise ValueError("params: expected bias_ih_l0 and bias_hh_l0, got none")
+    if "bias_ih_l0" not in params:
+        raise ValueError("params: expected bias_ih_l0 and bias_hh_l0, got none")
     new = {name: params[name].copy() for name in ("bias_ih_l0", "bias_hh_l0")}
     H = params.get("weight_hr_l0", params["weight_hh_l0"]).shape[1]
     for block, value in _bias_blocks(len(new["bias_ih_l0"]), H, biases):
@@ -305,11 +308,11 @@ def chrono_bias(
     longest: float, # T_max, the longest time in steps that has to be bridged, above 2
     *,
     rng: np.random.Generator, # source of randomness
-) -> np.ndarray: # (H,) biases for the forget gate; those of the input gate are the same with a minus
+) -> np.ndarray: # (H,) biases for the forget gate; the input gate takes their negatives
     """Forget biases that give the units memories of 2 to `longest` steps, evenly spread.
 
     Raises: ValueError if `longest` is not above 2.
-    Source: Tallec and Ollivier (2018), section 2, "chrono initialization".
+    Source: Tallec and Ollivier (2018), the chrono initialization.
     """
     if not longest > 2: raise ValueError(f"longest: expected more than 2 steps, got {longest}")
     return np.log(rng.uniform(1, longest - 1, hidden_size))
@@ -344,8 +347,8 @@ class _LSTMWeights(RecurrentCell):
 
     def extra_repr(self):
         usual = dict(bias=True, proj_size=0, forget_gate=True, coupled=False, peephole=False)
-        changed = {name: getattr(self, name) for name in usual if getattr(self, name) != usual[name]}
-        return ", ".join([f"{self.input_size}, {self.hidden_size}", *(f"{k}={v}" for k, v in changed.items())])
+        changed = [f"{name}={getattr(self, name)}" for name in usual if getattr(self, name) != usual[name]]
+        return ", ".join([f"{self.input_size}, {self.hidden_size}", *changed])
 
 # %% ../nbs/10_lstm.ipynb #c091
 class LSTMCell(_LSTMWeights):
@@ -377,7 +380,7 @@ class LSTMCell(_LSTMWeights):
         a_i, a_g, a_o = a[0], a[-2], a[-1]
         if self.peephole: a_i = a_i + self.peephole_i * c
         i, g = torch.sigmoid(a_i), torch.tanh(a_g)
-        c = torch.addcmul(self._kept(c, i, a[1]), i, g)  # what is kept, plus i * g
+        c = self._kept(c, i, a[1]) + i * g
         if self.peephole: a_o = a_o + self.peephole_o * c
         h = torch.sigmoid(a_o) * torch.tanh(c)
         return (h @ self.weight_hr.T if self.proj_size else h), c
@@ -391,11 +394,15 @@ class LSTMCell(_LSTMWeights):
 
 # %% ../nbs/10_lstm.ipynb #c094
 class CellLayer(RecurrentLayer):
-    "Any cell over a batch of sequences, in plain autograd; its state is one tensor or several."
+    """Any cell over a batch of sequences, in plain autograd.
+
+    A cell whose state is several tensors says so by `state_sizes`, the last dimension of each.
+    """
     def _initial(self, x, state):
         "The state to begin with, checked, as a tuple of (B, H)."
         sizes = getattr(self.cell, "state_sizes", None)
-        if sizes is None: sizes, state = (self.cell.hidden_size,), None if state is None else (state,)
+        if sizes is None:
+            sizes, state = (self.cell.hidden_size,), None if state is None else (state,)
         names, shapes = ("h0", "c0"), [(1, x.shape[1], size) for size in sizes]
         if state is None: return tuple(x.new_zeros(shape[1:]) for shape in shapes)
         if not isinstance(state, (tuple, list)) or len(state) != len(sizes):
@@ -406,11 +413,6 @@ class CellLayer(RecurrentLayer):
                 raise TypeError(f"{name}: expected {x.dtype} like x, got {s.dtype}")
         return tuple(s[0] for s in state)
 
-    def _step(self, projected, state):
-        "One step of the cell, from a tuple to a tuple."
-        if hasattr(self.cell, "state_sizes"): return self.cell.step(projected, state)
-        return self.cell.step(projected, *state),
-
     def forward(self,
         x: torch.Tensor, # (T, B, I) input sequence
         state=None, # initial state as the cell has it, each part (1, B, H); zeros if None
@@ -419,9 +421,10 @@ class CellLayer(RecurrentLayer):
     ) -> tuple: # output (T, B, H), zero past each end; final state, formed like the initial one
         "Run the cell over all steps; errors as in `lstm_forward`."
         x, _, mask = self._prepare(x, None, lengths)
-        state, outputs = self._initial(x, state), []
+        state, outputs, several = self._initial(x, state), [], hasattr(self.cell, "state_sizes")
         for t, projected in enumerate(self.cell.project(x).unbind(0)):
-            new = self._step(projected, state)
+            if several: new = self.cell.step(projected, state)
+            else: new = self.cell.step(projected, *state),
             if mask is not None: new = tuple(torch.where(mask[t], n, s) for n, s in zip(new, state))
             state = new
             outputs.append(state[0])
@@ -429,7 +432,7 @@ class CellLayer(RecurrentLayer):
         if mask is not None: output = torch.where(mask, output, 0)
         final = tuple(s[None] for s in state)
         output = output.transpose(0, 1) if self.batch_first else output
-        return output, final if hasattr(self.cell, "state_sizes") else final[0]
+        return output, final if several else final[0]
 
 # %% ../nbs/10_lstm.ipynb #c096
 class LSTMLayer(CellLayer):
@@ -443,4 +446,5 @@ class LSTMLayer(CellLayer):
         dtype=None, # dtype of the parameters
         **options, # proj_size, forget_gate, coupled, peephole: see `LSTMCell`
     ):
-        super().__init__(LSTMCell(input_size, hidden_size, bias, device, dtype, **options), batch_first)
+        cell = LSTMCell(input_size, hidden_size, bias, device, dtype, **options)
+        super().__init__(cell, batch_first)

@@ -1,4 +1,4 @@
-"""Would anyone notice? Six classic mistakes are put into the recurrence and its gradients, one at a time, and the chapters and tests are run.
+"""Would anyone notice? Classic mistakes are put into the recurrences and their gradients, one at a time, and the chapters and tests are run.
 
     .venv/bin/python tests/mutations.py                          print the table (about half a minute per row on an idle machine)
     .venv/bin/python tests/mutations.py --record tests/mutations.md
@@ -18,9 +18,11 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CHAPTERS = {"rnn": "nbs/02_rnn.ipynb", "bptt": "nbs/03_bptt.ipynb"}
+CHAPTERS = {"rnn": "nbs/02_rnn.ipynb", "bptt": "nbs/03_bptt.ipynb", "lstm": "nbs/10_lstm.ipynb"}
 
 FORWARD, BACKWARD, FUNCTION = "rnn_forward", "rnn_backward", "RNNFunction, backward"
+LSTM, LSTM_BACKWARD, CELL, LAYER = "lstm_forward", "lstm_backward", "LSTMCell", "CellLayer"
+BLOCKS = ".reshape(-1, H, H).swapaxes(1, 2).reshape(-1, H)"  # each gate's W_hh transposed
 MUTATIONS = [  # (mistake, where, module, the line as it is, the line with the mistake)
     ("transpose W_hh", FORWARD, "rnn", 'h[t] @ params["weight_hh_l0"].T)', 'h[t] @ params["weight_hh_l0"])'),
     ("transpose W_hh", BACKWARD, "bptt", 'd_h[t] += d_a[t] @ params["weight_hh_l0"]', 'd_h[t] += d_a[t] @ params["weight_hh_l0"].T'),
@@ -38,6 +40,19 @@ MUTATIONS = [  # (mistake, where, module, the line as it is, the line with the m
     ("swap two time steps", FUNCTION, "bptt", "for t in reversed(range(start, stop)):", "for t in sorted(range(start, stop), key=lambda t: -{0: 1, 1: 0}.get(t, t)):"),
     ("forget the f' factor", BACKWARD, "bptt", 'd_a = DERIVATIVES[tape["nonlinearity"]](h[1:])', "d_a = np.ones_like(h[1:])"),
     ("forget the f' factor", FUNCTION, "bptt", "d_a = TORCH_DERIVATIVES[nonlinearity](h[start + 1:stop + 1])", "d_a = torch.ones_like(h[start + 1:stop + 1])"),
+    ("swap two gates", "lstm_forward and lstm_backward", "lstm", 'return [views[gate] for gate in "ifgo"]', 'return [views[gate] for gate in "figo"]'),
+    ("swap two gates", "lstm_step", "lstm", 'a = dict(zip(order, np.split', 'a = dict(zip(order[::-1], np.split'),
+    ("swap two gates", CELL, "lstm", "a_i, a_g, a_o = a[0], a[-2], a[-1]", "a_i, a_g, a_o = a[-1], a[-2], a[0]"),
+    ("transpose W_hh", LSTM, "lstm", 'W_hh, W_hr = params["weight_hh_l0"].T', f'W_hh, W_hr = params["weight_hh_l0"]{BLOCKS}.T'),
+    ("transpose W_hh", LSTM_BACKWARD, "lstm", 'W_hh, W_hr = params["weight_hh_l0"],', f'W_hh, W_hr = params["weight_hh_l0"]{BLOCKS},'),
+    ("transpose W_hh", CELL, "lstm", "torch.addmm(projected, h, self.weight_hh.T)", "torch.addmm(projected, h, self.weight_hh.unflatten(0, (self.gates, -1)).mT.flatten(0, 1).T)"),
+    ("drop b_hh", LSTM, "lstm", 'rows += params.get("bias_ih_l0", 0) + params.get("bias_hh_l0", 0)', 'rows += params.get("bias_ih_l0", 0)'),
+    ("drop b_hh", LSTM_BACKWARD, "lstm", "if name in params: grads[name] = rows.sum(0)", 'if name in params: grads[name] = rows.sum(0) * (name == "bias_ih_l0")'),
+    ("drop b_hh", "LSTMCell, project", "rnn", "bias = self.bias_ih + self.bias_hh if self.bias else None", "bias = self.bias_ih if self.bias else None"),
+    ("ignore lengths", LSTM, "lstm", "x, mask, lengths = _hide_padding(x, lengths)", "x, mask, lengths = _hide_padding(x, None)"),
+    ("ignore lengths", LSTM_BACKWARD, "lstm", "d_s[T if lengths is None else lengths, np.arange(B)]", "d_s[T, np.arange(B)]"),
+    ("ignore lengths", LAYER, "lstm", "if mask is not None: new = tuple(", "if False: new = tuple("),
+    ("forget the carry of dc", LSTM_BACKWARD, "lstm", "d_c[t] += d_c[t + 1] * f[t]", "d_c[t] += 0"),
 ]
 
 
@@ -108,7 +123,9 @@ def main():
     parser.add_argument("--record", help="also write the table to this Markdown file")
     parser.add_argument("--only", default="", help="run only the mistakes whose name or place holds this text")
     options = parser.parse_args()
-    heads = {BACKWARD: "def rnn_backward(", FUNCTION: "def _gradients(", "RNNFunction, forward": "def _states("}
+    heads = {BACKWARD: "def rnn_backward(", FUNCTION: "def _gradients(", "RNNFunction, forward": "def _states(",
+             LSTM: "def lstm_forward(", LSTM_BACKWARD: "def lstm_backward(", CELL: "class LSTMCell(", LAYER: "class CellLayer(",
+             "lstm_forward and lstm_backward": "def _by_gate(", "lstm_step": "def lstm_step(", "LSTMCell, project": "class RecurrentCell("}
     cells, tests = run(None, None, None, None)
     if cells or tests:
         raise SystemExit(f"without any mistake these fail already: {cells + tests}")
@@ -119,6 +136,7 @@ def main():
         if options.only not in f"{mistake} {where}":
             continue
         special = {"lengths is None: return": "def _hide_padding(", "d_output.masked_fill": "def _arriving("}
+        if module == "lstm": special = {"rows += params": "def _project(", "grads[name] = rows": "def _parameter_gradients("}
         function = next((head for part, head in special.items() if part in old), heads.get(where, "def rnn_forward("))
         cells, tests = run(module, function, old, new)
         unnoticed += not (cells and tests)

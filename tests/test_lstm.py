@@ -436,6 +436,44 @@ def test_cell_errors_name_the_argument():
         LSTMCell(3, 4, coupled=True, forget_gate=False)
 
 
+# ---- against ONNX Runtime's kernel, which has peepholes and coupled gates
+
+def by_onnxruntime(params, x, state, lengths, coupled):
+    "Output, h and c of ONNX Runtime's LSTM; it orders gates i, o, f, g and peepholes i, o, f, and wants all of them."
+    onnx = pytest.importorskip("onnx", reason="ONNX is not installed")
+    runtime = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+    (T, B, I), H = x.shape, params["weight_hh_l0"].shape[1]
+    order = "igo" if coupled else "ifgo"
+
+    def blocks(array):
+        by_gate = dict(zip(order, np.split(array, len(order))))
+        return np.concatenate([by_gate.get(gate, np.zeros_like(by_gate["i"])) for gate in "iofg"])
+
+    feed = dict(
+        X=x, W=blocks(params["weight_ih_l0"])[None], R=blocks(params["weight_hh_l0"])[None],
+        B=np.concatenate([blocks(params["bias_ih_l0"]), blocks(params["bias_hh_l0"])])[None], sequence_lens=np.array(lengths, np.int32),
+        initial_h=state[0], initial_c=state[1], P=np.concatenate([params.get(f"peephole_{gate}_l0", np.zeros(H, np.float32)) for gate in "iof"])[None],
+    )
+    node = onnx.helper.make_node("LSTM", list(feed), ["Y", "Y_h", "Y_c"], hidden_size=H, input_forget=int(coupled))
+    kind = onnx.helper.np_dtype_to_tensor_dtype
+    given = [onnx.helper.make_tensor_value_info(name, kind(array.dtype), array.shape) for name, array in feed.items()]
+    made = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in node.output]
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "lstm", given, made), opset_imports=[onnx.helper.make_opsetid("", 14)], ir_version=9)
+    session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    Y, Y_h, Y_c = session.run(None, feed)
+    return Y[:, 0], Y_h, Y_c
+
+
+@pytest.mark.parametrize("options", [{}, dict(peephole=True), dict(coupled=True), dict(coupled=True, peephole=True)], ids=str)
+def test_equals_onnxruntime(options):
+    rng = np.random.default_rng(0)
+    params = lstm_init(3, 5, rng=rng, dtype=np.float32, **options)
+    x, state = (rng.standard_normal((9, 4, 3)).astype(np.float32), tuple(rng.standard_normal((2, 1, 4, 5)).astype(np.float32)))
+    output, final, _ = lstm_forward(x, params, state, lengths=[9, 3, 5, 1], **options)
+    expected = by_onnxruntime(params, x, state, [9, 3, 5, 1], options.get("coupled", False))
+    assert_parity((output, *final), expected, tol=2e-6)
+
+
 # ---- one layer for every cell
 
 @pytest.mark.parametrize("lengths", [None, [5, 0, 3]])
