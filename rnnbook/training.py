@@ -114,6 +114,10 @@ def _interruptible():
         if ours: signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # %% ../nbs/07_training.ipynb #c037
+def _elapsed(history):
+    "How many seconds the run took until now."
+    return history["seconds"][-1] if history["seconds"] else 0.0
+
 class _Bar:
     "A progress bar over steps, or over seconds if they are limited, drawn five times a second."
     def __init__(self, steps, seconds, history, shown):
@@ -132,10 +136,6 @@ class _Bar:
         counted = f"step {step}, {rate:.0f} steps/s, " if self.seconds else ""
         self.bar.set_postfix_str(f"{counted}loss {history['loss'][-1]:.4g}", refresh=False)
         self.bar.update((min(elapsed, self.seconds) if self.seconds else step) - self.bar.n)
-
-def _elapsed(history):
-    "How many seconds the run took until now."
-    return history["seconds"][-1] if history["seconds"] else 0.0
 
 # %% ../nbs/07_training.ipynb #c039
 def _share(step, elapsed, steps, seconds):
@@ -448,8 +448,9 @@ class _Given:
 # %% ../nbs/07_training.ipynb #c100
 def _clip_(parameters, limit):
     "Clip the gradient and return its norm; where that is not finite, only measure it."
-    try: return clip_grad_norm_(parameters, limit).item()
-    except RuntimeError: return clip_grad_norm_(parameters, math.inf, error_if_nonfinite=False).item()
+    try: norm = clip_grad_norm_(parameters, limit)
+    except RuntimeError: norm = clip_grad_norm_(parameters, math.inf, error_if_nonfinite=False)
+    return norm.item()
 
 # %% ../nbs/07_training.ipynb #c103
 class _Stepping(_Given):
