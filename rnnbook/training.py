@@ -87,12 +87,13 @@ def _refuse_nonfinite(run, number, loss, norm):
                    "This update was not made. A smaller lr, or a max_norm, may help.", history)
 
 # %% ../nbs/07_training.ipynb #c028
-def _passes(batches, endless, number=0):
+def _passes(batches, endless, number=0, begin=lambda: None):
     "Pairs (number in its reading, batch); if `endless`, what can be read again is read again."
     again = endless and not hasattr(batches, "__next__")  # an iterator can be read only once
     inside = number > 0
     if inside and hasattr(batches, "__len__") and number == len(batches): number = 0
     while True:
+        if not number: begin()
         for number, batch in enumerate(batches, number + 1): yield number, batch
         if not (again and (number or inside)): return
         number, inside = 0, False
@@ -371,7 +372,7 @@ def _copied(tree):
     return _nested(copy, tree)
 
 # %% ../nbs/07_training.ipynb #c088
-def _vector(*numbers): return torch.tensor(numbers, dtype=torch.float64)
+def _vector(*numbers): return torch.from_numpy(np.array(numbers, np.float64))
 
 def _get_random(device):
     "The states of all global generators, each as one tensor."
@@ -443,6 +444,7 @@ class _Given:
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimizer = optimizer(self.parameters, lr=lr(0.0) if callable(lr) else lr)
         self.history = self.best = self._random = self._live = self._used = self._source = None
+        self._start = None
         self._whole, self._within, self._number = True, False, 0
 
 # %% ../nbs/07_training.ipynb #c100
@@ -556,10 +558,11 @@ def _check_state(expected, state, optimizer, device):
     _check_like("state", dict.fromkeys(expected), state)
     _check_like("module", expected["module"], state["module"])
     if state["best"] is not None: _check_like("best", expected["module"], state["best"])
-    ours = _seeded(0, device)  # that of another kind of device does no harm, and no good
-    theirs = {name: value for name, value in (state["random"] or ours).items() if name in ours}
-    _check_like("random", ours, {**ours, **theirs})
     _check_like("data", dict.fromkeys(expected["data"]), state["data"])
+    ours = _seeded(0, device)  # that of another kind of device does no harm, and no good
+    for random_states in (state["random"], state["data"]["start"]):
+        theirs = {name: value for name, value in (random_states or ours).items() if name in ours}
+        _check_like("random", ours, {**ours, **theirs})
     _check_like("history", dict.fromkeys(expected["history"]), state["history"])
     for names in (History.STEP, History.VALIDATION):
         if len({len(state["history"][name]) for name in names}) != 1:
@@ -571,20 +574,21 @@ def _check_state(expected, state, optimizer, device):
         raise ValueError(f"schedule: expected {expected['schedule']}, got {state['schedule']}")
 
 # %% ../nbs/07_training.ipynb #c125
-def _pass_over(passes, count, device):
-    "Draw so many batches again, and do nothing with them."
-    before = _get_random(device)
-    for k in range(count):
+def _pass_over(passes, used, number, start, device):
+    "Draw the `used` batches again, the last `number` of them in a reading that began in `start`."
+    for k in range(used):
+        if k == used - number: _set_random(start, device)
         if next(passes, None) is None:
-            raise ValueError(f"batches: expected at least the {count} used before, got {k}")
+            raise ValueError(f"batches: expected at least the {used} used before, got {k}")
+        if k == used - number: before = _get_random(device)
     now = _get_random(device)
     moved = [name for name, state in before.items() if not torch.equal(state, now[name])]
     if moved:
-        raise ValueError("batches: expected an order that depends on nothing outside them, got one "
-                         f"that moves the global random state of {', '.join(moved)}. Give them "
+        raise ValueError("batches: expected an order that is settled when a reading begins, got "
+                         f"draws from the global random state of {', '.join(moved)}. Give them "
                          "a generator of their own, or state_dict and load_state_dict")
 
-# %% ../nbs/07_training.ipynb #c128
+# %% ../nbs/07_training.ipynb #c129
 class _Reading(_Measuring):
     "The same, which knows its place in the data, and whether it stands between two steps."
     def _check_whole(self):
@@ -597,8 +601,10 @@ class _Reading(_Measuring):
         if self._within and hasattr(self._used, "state_dict"): return self._used.state_dict()
         return self._source
 
+    def _note_start(self): self._start = _get_random(self.device)
+
     def _begin(self, batches, endless, resume):
-        if not resume: return _passes(batches, endless)
+        if not resume: return _passes(batches, endless, begin=self._note_start)
         if self._used is batches:
             if self._live and self._live[0] == endless: return self._live[1]
             if hasattr(batches, "__next__"):
@@ -610,12 +616,14 @@ class _Reading(_Measuring):
                              f"got {type(batches).__name__}")
         if self._source is not None:
             batches.load_state_dict(_copied(self._source))
-            return _passes(batches, endless, self._number)
-        passes = _passes(batches, endless)
-        _pass_over(passes, len(self.history["step"]), self.device)
+            return _passes(batches, endless, self._number, self._note_start)
+        start, passes = self._start, _passes(batches, endless, begin=self._note_start)
+        if used := len(self.history["step"]):
+            _pass_over(passes, used, self._number, start, self.device)
+            _set_random(self._random, self.device)
         return passes
 
-# %% ../nbs/07_training.ipynb #c130
+# %% ../nbs/07_training.ipynb #c131
 class _Written(_Reading):
     "The same, which can be written down whole."
     def state_dict(self) -> dict: # nested: tensors, numbers, strings, None, lists, tuples
@@ -632,9 +640,10 @@ class _Written(_Reading):
                 "schedule": self.lr.state_dict() if hasattr(self.lr, "state_dict") else None,
                 "random": _get_random(self.device) if self._within else self._random,
                 "history": lists, "stopped": history.stopped, "carried": history.state,
-                "best": self.best, "data": {"batch": self._number, "source": self._position()}}
+                "best": self.best, "data": {"batch": self._number, "start": self._start,
+                                            "source": self._position()}}
 
-# %% ../nbs/07_training.ipynb #c133
+# %% ../nbs/07_training.ipynb #c134
 class _Resuming(_Written):
     "The same, which can be set to what was written down."
     def load_state_dict(self,
@@ -658,9 +667,11 @@ class _Resuming(_Written):
         self.history, self.best = history, _to_device(state["best"], self.device)
         self._random = {**_seeded(self.seed, self.device), **(state["random"] or {})}
         self._number, self._source = state["data"]["batch"], state["data"]["source"]
+        start = state["data"]["start"]
+        self._start = start and {**_seeded(self.seed, self.device), **start}
         self._live, self._whole = None, True
 
-# %% ../nbs/07_training.ipynb #c135
+# %% ../nbs/07_training.ipynb #c136
 class Trainer(_Resuming):
     """Train a PyTorch module; the twin of `train`.
 
@@ -701,7 +712,7 @@ class Trainer(_Resuming):
                 self._random, self._source = _get_random(self.device), self._position()
                 self._within = False
 
-# %% ../nbs/07_training.ipynb #c138
+# %% ../nbs/07_training.ipynb #c139
 @dataclass
 class CSVLog:
     "A callback that writes a CSV file, a row for each step, as the run goes on."

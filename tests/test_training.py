@@ -945,11 +945,55 @@ def test_batches_that_cannot_be_passed_over():
     assert len(fresh().fit(loader, steps=9, resume=True)["step"]) == 9  # with a generator of its own it works
 
 
+class Jittered(torch.utils.data.Dataset):
+    "Items that are drawn from a global random state when they are asked for."
+    def __len__(self): return 8
+    def __getitem__(self, k): return torch.rand(6, 2, dtype=torch.float64), torch.zeros(6, dtype=torch.long)
+
+
+def items(rng):
+    return torch.utils.data.TensorDataset(torch.from_numpy(rng.standard_normal((20, 6, 2))), torch.from_numpy(rng.integers(0, 3, (20, 6))))
+
+
+def loader_loss(module, batch, state):
+    x, y = batch
+    return stacked_loss(module, (x.transpose(0, 1), y.T), None)[0], None
+
+
+@pytest.mark.parametrize("stop", [1, 4, 5, 6, 12, 15, 17])
+def test_a_shuffling_loader_resumes_in_its_order(stop):
+    "A DataLoader that shuffles draws its order from torch's global state, at the start of each reading of 5 batches."
+    data = items(np.random.default_rng(3))
+    def run(state=None, callbacks=()):
+        trainer = Trainer(Stacked(), loader_loss, lr=0.01, device="cpu", progress=False)
+        if state: trainer.load_state_dict(state)
+        trainer.fit(torch.utils.data.DataLoader(data, batch_size=4, shuffle=True), steps=18, callbacks=callbacks, resume=bool(state))
+        return trainer
+    kept = []
+    whole = run(callbacks=[lambda trainer: kept.append(trainer.state_dict())])
+    assert_equal(run(kept[stop - 1]).state_dict(), whole.state_dict(), but=("seconds",))
+    assert kept[0]["data"]["start"]["torch"].tolist() != kept[5]["data"]["start"]["torch"].tolist()
+
+
+def test_a_loader_that_draws_later_is_refused_when_resumed():
+    loader = lambda: torch.utils.data.DataLoader(Jittered(), batch_size=2, shuffle=True)
+    trainer = Trainer(Stacked(), loader_loss, device="cpu", progress=False)
+    trainer.fit(loader(), steps=3)
+    other = Trainer(Stacked(), loader_loss, device="cpu", progress=False)
+    other.load_state_dict(trainer.state_dict())
+    before = random_states()
+    with pytest.raises(ValueError, match="batches: expected an order that is settled when a reading begins, got draws from the global random state of torch"):
+        other.fit(loader(), steps=9, resume=True)
+    assert random_states() == before
+
+
 @pytest.mark.parametrize("change, complaint", [
     (lambda s: s["module"].update({"first.cell.weight_ih": torch.zeros(7, 2, dtype=torch.float64)}), r"module first.cell.weight_ih: expected \(6, 2\).*, got \(7, 2\)"),
     (lambda s: s["module"].update({"readout.bias": torch.zeros(3)}), "module readout.bias: expected .*float64, got .*float32"),
     (lambda s: s["module"].pop("readout.bias"), "module: .*readout.bias"),
     (lambda s: s.pop("random"), "state: .*random"),
+    (lambda s: s["data"].pop("start"), "data: .*start"),
+    (lambda s: s["data"]["start"].update(torch=torch.zeros(5, dtype=torch.uint8)), "random torch: expected"),
     (lambda s: s["random"].update(torch=torch.zeros(5, dtype=torch.uint8)), "random torch: expected"),
     (lambda s: s["best"].update({"readout.bias": torch.zeros(2, dtype=torch.float64)}), r"best readout.bias: expected \(3,\).*, got \(2,\)"),
     (lambda s: s["optimizer"]["state"]["0"].update(exp_avg=torch.zeros(7, 2, dtype=torch.float64)), r"optimizer 0 exp_avg: expected \(6, 2\) float64, got \(7, 2\) float64"),
