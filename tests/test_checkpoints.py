@@ -306,7 +306,8 @@ for trial in range(20):
     if not child:
         k = first
         while True: save(k := k + 1)
-    time.sleep(rng.uniform(0.01, 0.06))
+    while not any(path.parent.glob(".run.*")): pass  # until it saves, however busy the machine is
+    time.sleep(rng.uniform(0, 0.03))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     leftovers = [p for p in path.parent.iterdir() if p != path]
@@ -322,7 +323,7 @@ print(midway, first)
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     midway, saves = map(int, done.stdout.split())
-    assert midway >= 5 and saves >= 20  # most were hit in the middle of a save
+    assert midway >= 3 and saves >= 3  # some were hit in the middle of a save, and some had finished saves
 
 
 @posix
