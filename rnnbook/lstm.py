@@ -67,9 +67,12 @@ def lstm_step(
 ) -> tuple: # h and c after this step
     """One step of an LSTM.
 
+    Raises: ValueError if the weights have not the rows that the options ask for.
     Source: Gers, Schmidhuber and Cummins (2000); for the options see `lstm_forward`.
     """
     (h, c), order = state, _gate_order(forget_gate, coupled)
+    rows = len(order) * c.shape[-1]
+    check_shape("weight_ih_l0", params["weight_ih_l0"], (rows, x.shape[-1]))
     bias = params.get("bias_ih_l0", 0) + params.get("bias_hh_l0", 0)
     a = x @ params["weight_ih_l0"].T + h @ params["weight_hh_l0"].T + bias  # (B, 4H)
     a = dict(zip(order, np.split(a, len(order), axis=1)))                   # (B, H) each
@@ -266,25 +269,34 @@ def lstm_backward(
     return _parameter_gradients(d_a, d_h, d_c, tape)
 
 # %% ../nbs/10_lstm.ipynb #c065
-def _bias_blocks(size, hidden_size, biases):
-    "(slice, value) for each gate in `biases`, in a bias vector of so many entries."
-    order = "ifgo" if size == 4 * hidden_size else "igo"
+def _bias_blocks(name, size, order, H, biases):
+    "(slice, value) for each gate in `biases`, in the bias vector `name` with `size` entries."
+    if size != len(order) * H:
+        raise ValueError(f"{name}: expected {len(order) * H} entries, {H} for each gate "
+                         f"{', '.join(order)}, got {size}")
     for gate, value in biases.items():
         if gate not in order:
             raise ValueError(f"gate: expected one of {', '.join(order)}, got {gate!r}")
-        start = order.index(gate) * hidden_size
-        yield slice(start, start + hidden_size), value
+        if np.shape(value) not in ((), (H,)):
+            raise ValueError(f"{gate}: expected a number or ({H},), got {np.shape(value)}")
+    starts = {gate: order.index(gate) * H for gate in biases}
+    return [(slice(starts[gate], starts[gate] + H), value) for gate, value in biases.items()]
 
 def set_gate_biases(
     params: dict, # parameters, see `lstm_init`
     **biases, # gate, i, f, g or o -> bias, a number or (H,)
 ) -> dict: # new parameters, in which the two biases of each such gate sum to the given
-    "An LSTM's parameters with other biases for some gates, `set_gate_biases(params, f=1.0)`."
+    """An LSTM's parameters with other biases for some gates, `set_gate_biases(params, f=1.0)`.
+
+    Raises: ValueError that names a gate or a bias vector which an LSTM of this kind does not have.
+    """
     if "bias_ih_l0" not in params:
         raise ValueError("params: expected bias_ih_l0 and bias_hh_l0, got none")
     new = {name: params[name].copy() for name in ("bias_ih_l0", "bias_hh_l0")}
     H = params.get("weight_hr_l0", params["weight_hh_l0"]).shape[1]
-    for block, value in _bias_blocks(len(new["bias_ih_l0"]), H, biases):
+    size = len(new["bias_ih_l0"])
+    order = "ifgo" if size == 4 * H else "igo"
+    for block, value in _bias_blocks("bias_ih_l0", size, order, H, biases):
         new["bias_ih_l0"][block], new["bias_hh_l0"][block] = value, 0
     return params | new
 
@@ -293,13 +305,17 @@ def set_gate_biases_(
     module: torch.nn.Module, # LSTMCell, LSTMLayer, or torch.nn's
     **biases, # gate, i, f, g or o -> bias, a number or (H,)
 ):
-    "The same in PyTorch, in place and in every layer of `module`."
+    """The same in PyTorch, in place and in every layer of `module`.
+
+    Raises: ValueError as `set_gate_biases`, before anything is changed.
+    """
     cell = getattr(module, "cell", module)
     found = {name: p for name, p in cell.named_parameters() if name.startswith("bias_")}
     if not found: raise ValueError("module: expected bias vectors, got none")
+    order, H = getattr(cell, "order", "ifgo"), cell.hidden_size  # torch.nn's LSTM has no order
     with torch.no_grad():
         for name, p in found.items():
-            for block, value in _bias_blocks(len(p), cell.hidden_size, biases):
+            for block, value in _bias_blocks(name, len(p), order, H, biases):
                 p[block] = torch.as_tensor(value if name.startswith("bias_ih") else 0).to(p)
 
 # %% ../nbs/10_lstm.ipynb #c070
@@ -311,13 +327,14 @@ def chrono_bias(
 ) -> np.ndarray: # (H,) biases for the forget gate; the input gate takes their negatives
     """Forget biases that give the units memories of 2 to `longest` steps, evenly spread.
 
-    Raises: ValueError if `longest` is not above 2.
+    Raises: ValueError if `longest` is not a finite number above 2.
     Source: Tallec and Ollivier (2018), the chrono initialization.
     """
-    if not longest > 2: raise ValueError(f"longest: expected more than 2 steps, got {longest}")
+    if not 2 < longest < math.inf:
+        raise ValueError(f"longest: expected more than 2 steps, and finitely many, got {longest}")
     return np.log(rng.uniform(1, longest - 1, hidden_size))
 
-# %% ../nbs/10_lstm.ipynb #c089
+# %% ../nbs/10_lstm.ipynb #c093
 class _LSTMWeights(RecurrentCell):
     "The parameters of an LSTM's cell, its state and its face."
     def shapes(self):
@@ -350,7 +367,7 @@ class _LSTMWeights(RecurrentCell):
         changed = [f"{name}={getattr(self, name)}" for name in usual if getattr(self, name) != usual[name]]
         return ", ".join([f"{self.input_size}, {self.hidden_size}", *changed])
 
-# %% ../nbs/10_lstm.ipynb #c091
+# %% ../nbs/10_lstm.ipynb #c095
 class LSTMCell(_LSTMWeights):
     "One step of an LSTM: `torch.nn.LSTMCell`, with the variants as options."
     def __init__(self,
@@ -392,27 +409,32 @@ class LSTMCell(_LSTMWeights):
         if self.peephole: a_f = a_f + self.peephole_f * c
         return torch.sigmoid(a_f) * c
 
-# %% ../nbs/10_lstm.ipynb #c094
+# %% ../nbs/10_lstm.ipynb #c098
+#| code-fold: true
+#| code-summary: "The check of the initial state"
+def _initial_state(cell, x, state):
+    "The state with which a layer begins, checked, as a tuple of tensors (B, H)."
+    sizes = getattr(cell, "state_sizes", None)
+    if sizes is None: sizes, state = (cell.hidden_size,), None if state is None else (state,)
+    if state is None: return tuple(x.new_zeros(x.shape[1], size) for size in sizes)
+    names = ["h0", "c0", *(f"state[{k}]" for k in range(2, len(sizes)))][:len(sizes)]
+    sequence = isinstance(state, (tuple, list))
+    if not sequence or len(state) != len(sizes):
+        got = f"a tuple of {len(state)}" if sequence else type(state).__name__
+        raise TypeError(f"state: expected a tuple ({', '.join(names)}), got {got}")
+    for name, s, size in zip(names, state, sizes):
+        if not torch.is_tensor(s): raise TypeError(f"{name}: expected a tensor, got {type(s).__name__}")
+        check_shape(name, s, (1, x.shape[1], size))
+        if s.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"{name}: expected {x.dtype} like x, got {s.dtype}")
+    return tuple(s[0] for s in state)
+
+# %% ../nbs/10_lstm.ipynb #c099
 class CellLayer(RecurrentLayer):
     """Any cell over a batch of sequences, in plain autograd.
 
     A cell whose state is several tensors says so by `state_sizes`, the last dimension of each.
     """
-    def _initial(self, x, state):
-        "The state to begin with, checked, as a tuple of (B, H)."
-        sizes = getattr(self.cell, "state_sizes", None)
-        if sizes is None:
-            sizes, state = (self.cell.hidden_size,), None if state is None else (state,)
-        names, shapes = ("h0", "c0"), [(1, x.shape[1], size) for size in sizes]
-        if state is None: return tuple(x.new_zeros(shape[1:]) for shape in shapes)
-        if not isinstance(state, (tuple, list)) or len(state) != len(sizes):
-            raise TypeError(f"state: expected a tuple (h0, c0), got {type(state).__name__}")
-        for name, s, shape in zip(names, state, shapes):
-            check_shape(name, s, shape)
-            if s.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
-                raise TypeError(f"{name}: expected {x.dtype} like x, got {s.dtype}")
-        return tuple(s[0] for s in state)
-
     def forward(self,
         x: torch.Tensor, # (T, B, I) input sequence
         state=None, # initial state as the cell has it, each part (1, B, H); zeros if None
@@ -421,10 +443,11 @@ class CellLayer(RecurrentLayer):
     ) -> tuple: # output (T, B, H), zero past each end; final state, formed like the initial one
         "Run the cell over all steps; errors as in `lstm_forward`."
         x, _, mask = self._prepare(x, None, lengths)
-        state, outputs, several = self._initial(x, state), [], hasattr(self.cell, "state_sizes")
+        state, several = _initial_state(self.cell, x, state), hasattr(self.cell, "state_sizes")
+        outputs = []
         for t, projected in enumerate(self.cell.project(x).unbind(0)):
             if several: new = self.cell.step(projected, state)
-            else: new = self.cell.step(projected, *state),
+            else: new = (self.cell.step(projected, *state),)
             if mask is not None: new = tuple(torch.where(mask[t], n, s) for n, s in zip(new, state))
             state = new
             outputs.append(state[0])
@@ -434,7 +457,7 @@ class CellLayer(RecurrentLayer):
         output = output.transpose(0, 1) if self.batch_first else output
         return output, final if several else final[0]
 
-# %% ../nbs/10_lstm.ipynb #c096
+# %% ../nbs/10_lstm.ipynb #c101
 class LSTMLayer(CellLayer):
     "`LSTMCell` over a batch of sequences: `torch.nn.LSTM` with one layer, and the variants."
     def __init__(self,

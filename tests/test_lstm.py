@@ -415,6 +415,8 @@ ZEROS = torch.zeros(1, 2, 4)
     (torch.zeros(5, 2, 4), None, ValueError, r"x: expected \(T, B, I\) with I = 3, got \(5, 2, 4\)"),
     (torch.zeros(5, 2, 3, dtype=torch.float64), None, TypeError, r"x: expected torch.float32 like the weights"),
     (torch.zeros(5, 2, 3), ZEROS, TypeError, r"state: expected a tuple \(h0, c0\), got Tensor"),
+    (torch.zeros(5, 2, 3), (ZEROS, ZEROS, ZEROS), TypeError, r"state: expected a tuple \(h0, c0\), got a tuple of 3"),
+    (torch.zeros(5, 2, 3), (None, ZEROS), TypeError, r"h0: expected a tensor, got NoneType"),
     (torch.zeros(5, 2, 3), (ZEROS[:, :1], ZEROS), ValueError, r"h0: expected \(1, 2, 4\), got \(1, 1, 4\)"),
     (torch.zeros(5, 2, 3), (ZEROS, ZEROS[0]), ValueError, r"c0: expected \(1, 2, 4\), got \(2, 4\)"),
     (torch.zeros(5, 2, 3), (ZEROS, ZEROS.double()), TypeError, r"c0: expected torch.float32 like x, got torch.float64"),
@@ -422,6 +424,25 @@ ZEROS = torch.zeros(1, 2, 4)
 def test_layer_errors_name_the_argument(x, state, error, message):
     with pytest.raises(error, match=message):
         LSTMLayer(3, 4)(x, state)
+
+
+def test_step_wants_the_rows_of_its_options():
+    with pytest.raises(ValueError, match=r"weight_ih_l0: expected \(12, 3\), got \(16, 3\)"):
+        lstm_step(np.zeros((2, 3)), (np.zeros((2, 4)), np.zeros((2, 4))), PARAMS, coupled=True)
+
+
+def test_every_part_of_a_state_is_checked():
+    class Counting(LSTMCell):
+        "Carries a third part along: how often each unit has stepped."
+        state_sizes = property(lambda self: (*super().state_sizes, self.hidden_size))
+
+        def step(self, projected, state):
+            return *super().step(projected, state[:2]), state[2] + 1
+
+    layer, x = CellLayer(Counting(3, 4)), torch.zeros(5, 2, 3)
+    assert (layer(x, lengths=[5, 3])[1][2] == torch.tensor([5.0, 3.0])[None, :, None]).all()
+    with pytest.raises(ValueError, match=r"state\[2\]: expected \(1, 2, 4\), got \(1, 2, 5\)"):
+        layer(x, (ZEROS, ZEROS, torch.zeros(1, 2, 5)))
 
 
 def test_cell_errors_name_the_argument():
@@ -518,6 +539,10 @@ def test_gate_biases():
         set_gate_biases(three, f=1.0)
     with pytest.raises(ValueError, match="params: expected bias_ih_l0"):
         set_gate_biases(lstm_init(3, 4, rng=np.random.default_rng(0), bias=False), f=1.0)
+    with pytest.raises(ValueError, match=r"f: expected a number or \(4,\), got \(3,\)"):
+        set_gate_biases(params, f=np.ones(3))
+    with pytest.raises(ValueError, match="bias_ih_l0: expected 12 entries, 4 for each gate i, g, o, got 4"):
+        set_gate_biases(numpy_params(torch.nn.RNN(3, 4)), i=1.0)
 
 
 @pytest.mark.parametrize("make", [lambda: LSTMCell(3, 4), lambda: LSTMLayer(3, 4), lambda: torch.nn.LSTMCell(3, 4), lambda: torch.nn.LSTM(3, 4)])
@@ -530,6 +555,19 @@ def test_gate_biases_in_pytorch(make):
     for name in ("bias_ih_l0", "bias_hh_l0"):
         assert_parity(found[name][:8], expected[name][:8], tol=1e-6)
     assert all(p.requires_grad and p.is_leaf for p in module.parameters())
+
+
+@pytest.mark.parametrize("module, biases, message", [
+    (torch.nn.GRU(3, 4), dict(i=1.0), "bias_ih_l0: expected 16 entries, 4 for each gate i, f, g, o, got 12"),
+    (torch.nn.RNN(3, 4), dict(i=1.0), "bias_ih_l0: expected 16 entries"),
+    (LSTMLayer(3, 4, coupled=True), dict(i=1.0, f=1.0), "gate: expected one of i, g, o, got 'f'"),
+    (torch.nn.LSTM(3, 4), dict(i=1.0, f=torch.ones(3)), r"f: expected a number or \(4,\)"),
+])
+def test_gate_biases_that_do_not_fit_change_nothing(module, biases, message):
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(ValueError, match=message):
+        set_gate_biases_(module, **biases)
+    assert all(torch.equal(p, before[name]) for name, p in module.state_dict().items())
 
 
 def test_gate_biases_reach_every_layer():
@@ -547,6 +585,8 @@ def test_chrono_bias():
     assert abs(np.median(memory) - 51.5) < 2  # evenly spread
     with pytest.raises(ValueError, match="longest: expected more than 2"):
         chrono_bias(4, 2, rng=np.random.default_rng(0))
+    with pytest.raises(ValueError, match="longest: expected more than 2 steps, and finitely many, got inf"):
+        chrono_bias(4, np.inf, rng=np.random.default_rng(0))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
