@@ -32,8 +32,8 @@ test: $(READY)  ## set up, then check the export, the tests, every notebook and 
 	@RNNBOOK_SITE=_build/test/html $(PYTEST) --nbval-lax --nbval-current-env -n $(JOBS) --dist loadfile \
 		--deselect $(EXPORT_CHECK) tests nbs
 
-lab: $(READY)  ## open JupyterLab at the book's index
-	$(VENV)/bin/jupyter lab $$([ "$$(id -u)" != 0 ] || echo --allow-root) nbs/index.ipynb
+lab: $(READY)  ## open JupyterLab at the book's index, with one thread: the book's networks are too small for more
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV)/bin/jupyter lab $$([ "$$(id -u)" != 0 ] || echo --allow-root) nbs/index.ipynb
 
 site: $(READY)  ## write the site from the outputs stored in the notebooks, in seconds
 	$(PY) book/build.py --source nbs --out _build/html
