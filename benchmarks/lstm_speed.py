@@ -13,8 +13,6 @@ Five ways to the same gradients (for x, h0, c0 and every parameter):
 Measured as in rnn_speed.py: each way lives in a process of its own, the processes take turns, a first run in each turn is not timed,
 and the figure is the median over the rounds, "wall" by the clock on the wall and "cpu" the time for which the thread had a core.
 """
-import time
-
 from rnn_speed import main  # first: it sets one thread for every library before they are loaded
 
 import numpy as np
@@ -79,19 +77,5 @@ def variants(T, B, I, H):
     }
 
 
-def work(connection, name):
-    "A process that runs one variant: told a size, it answers with the gradients; told None, with two times in seconds."
-    torch.set_num_threads(1)
-    while (order := connection.recv()) != "stop":
-        if order is not None:
-            run = variants(*order)[name]
-            connection.send([np.asarray(grad) for grad in run()])
-            continue
-        run()
-        wall, cpu = time.perf_counter(), time.process_time()
-        run()
-        connection.send((time.perf_counter() - wall, time.process_time() - cpu))
-
-
 if __name__ == "__main__":
-    main(NAMES, BARS, work, "lstm_speed.py", __doc__)
+    main(NAMES, BARS, variants, "lstm_speed.py", __doc__)

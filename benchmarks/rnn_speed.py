@@ -96,8 +96,8 @@ def variants(T, B, I, H):
     }
 
 
-def work(connection, name):
-    "A process that runs one variant: told a size, it answers with the gradients; told None, with two times in seconds."
+def work(variants, connection, name):
+    "A process that runs one of the `variants`: told a size, it answers with the gradients; told None, with two times in seconds."
     torch.set_num_threads(1)
     while (order := connection.recv()) != "stop":
         if order is not None:
@@ -159,7 +159,7 @@ def table(results, clock, bars):
     return "\n".join(lines)
 
 
-def main(names=NAMES, bars=BARS, work=work, script="rnn_speed.py", about=__doc__):
+def main(names=NAMES, bars=BARS, variants=variants, script="rnn_speed.py", about=__doc__):
     parser = argparse.ArgumentParser(description=about.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=15, help="rounds at the largest size; smaller ones take more (default 15)")
     parser.add_argument("--record", help="also write the result to this JSON file")
@@ -168,7 +168,7 @@ def main(names=NAMES, bars=BARS, work=work, script="rnn_speed.py", about=__doc__
     context, workers, results = multiprocessing.get_context("spawn"), {}, []
     for name in names:
         workers[name], theirs = context.Pipe()
-        context.Process(target=work, args=(theirs, name), daemon=True).start()
+        context.Process(target=work, args=(variants, theirs, name), daemon=True).start()
     for size, factor in zip(SIZES, (20, 2, 6, 1)):
         results.append({"size": size, "rounds": options.rounds * factor, "milliseconds": measure(workers, size, options.rounds * factor)})
         print(f"measured {size}", file=sys.stderr)

@@ -10,15 +10,10 @@ next one, which is everything it does; a step by hand is timed whole. At the end
 bit. The overhead is the difference of the two medians; the bar is 300 µs. "wall" is by the clock on the wall, "cpu" the time for which
 the thread had a core: on an idle machine the two agree, on a busy one cpu compares more fairly.
 """
-import os
-
-for name in ("OMP", "OPENBLAS", "MKL"):
-    os.environ[f"{name}_NUM_THREADS"] = "1"  # before the libraries are loaded
+from rnn_speed import machine  # first: it sets one thread for every library before they are loaded
 
 import argparse
-import datetime
 import json
-import platform
 import statistics
 import time
 
@@ -88,18 +83,6 @@ def measure(T, B, I, H, steps):
     assert history["loss"] == losses and history["grad_norm"] == norms
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), twin.parameters()))
     return {clock: {name: values[WARM_UP:] for name, values in both.items()} for clock, both in times.items()}
-
-
-def machine():
-    "The kind of machine and the versions, without its name or paths."
-    model = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo") as lines:
-            model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return {"date": datetime.date.today().isoformat(), "machine": f"{platform.system()} {platform.machine()}, {model}, {os.cpu_count()} cores",
-            "threads": torch.get_num_threads(), "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
 
 
 def main():
