@@ -519,11 +519,39 @@ def _lstm_cell():
         + _arrow((634, 214), (672, 214), color=h),
     ]
 
-# %% ../nbs/00a_plotting.ipynb #c107
-_CELLS = {"rnn": _rnn_cell, "lstm": _lstm_cell}
+# %% ../nbs/00a_plotting.ipynb #c108
+def _tap(x, name, color):
+    "A gate of the GRU: a learned layer that taps the lines of the state and of the input, and its sigmoid."
+    taps = "".join(_dot(place, y, ink) + _arrow((place, y), (place, 309), color=ink)
+                   for place, y, ink in [(x - 14, 346, COLORS["h"]), (x + 14, 374, COLORS["x"])])
+    return taps + _box(x, 284, f"W_{name}, b_{name}", color, 84) + _arrow((x, 260), (x, 237), color=color) + _circle(x, 214, "σ")
+
+def _gru_cell():
+    "Width, height, description and parts of the GRU cell, its reset gate behind the matrix product."
+    x, h, r, z, n = (COLORS[key] for key in "xhrzn")
+    frame = (f'<rect x="96" y="32" width="500" height="364" rx="14" fill="{_PALE}" '
+             f'stroke="#d3d9df" stroke-width="1.5"/>')
+    inputs = (_dot(118, 72, h) + _arrow((118, 72), (118, 346), (400, 346), (400, 309), color=h)
+              + _label(150, 430, "x_t") + _arrow((150, 414), (150, 374), (520, 374), (520, 309), color=x))
+    equation = ("h(t) = (1-z) n + z h(t-1), n = tanh(W_in x(t) + b_in + r (W_hn h(t-1) + b_hn)); "
+                "r and z are learned layers that read x(t) and h(t-1)")
+    return 680, 454, equation, [
+        frame + _label(50, 72, "h_{t−1}") + _arrow((78, 72), (397, 72), color=h) + _circle(420, 72, "+", 24)
+        + _arrow((442, 72), (612, 72), color=h) + _label(636, 72, "h_t"),
+        inputs + _box(400, 284, "W_{hn}, b_{hn}", n, 84) + _arrow((400, 260), (400, 214), (497, 214), color=n)
+        + _box(520, 284, "W_{in}, b_{in}", n, 84) + _arrow((520, 260), (520, 237), color=n) + _circle(520, 214, "+", 24)
+        + _arrow((520, 192), (520, 165), color=n) + _circle(520, 142, "tanh") + _arrow((498, 142), (420, 142), (420, 95), color=n),
+        _tap(300, "r", r) + _arrow((322, 214), (377, 214), color=r) + _circle(400, 214, "×", 24),
+        _tap(200, "z", z) + _arrow((200, 192), (200, 95), color=z) + _circle(200, 72, "×", 24)
+        + _dot(200, 142, z) + _arrow((200, 142), (287, 142), color=z) + _circle(310, 142, "1 −", 18)
+        + _arrow((332, 142), (397, 142), color=z) + _circle(420, 142, "×", 24),
+    ]
+
+# %% ../nbs/00a_plotting.ipynb #c109
+_CELLS = {"rnn": _rnn_cell, "lstm": _lstm_cell, "gru": _gru_cell}
 
 def draw_cell(
-    kind: str = "rnn", # which cell: "rnn" or "lstm"
+    kind: str = "rnn", # which cell: "rnn", "lstm" or "gru"
     step: int | None = None, # draw only the first `step` parts; None for all
 ) -> SVG: # shown by a notebook
     "Draw a cell as a diagram that grows part by part: a box is a learned layer, a circle acts on each unit alone."
@@ -533,7 +561,7 @@ def draw_cell(
         raise ValueError(f"step: expected 1 to {len(parts)}, got {step}")
     return _drawing(parts[:step], width, height, f"The {kind.upper()} cell", equation)
 
-# %% ../nbs/00a_plotting.ipynb #c125
+# %% ../nbs/00a_plotting.ipynb #c129
 def _unrolled_step(t, gap, row, gradient):
     "Step `t` of an unrolled network: input, cell, output, state, and the two gradients on their way back."
     x, h, y = COLORS["x"], COLORS["h"], COLORS["y"]
@@ -550,7 +578,7 @@ def _unrolled_step(t, gap, row, gradient):
         part += _label((at + end) / 2 - 20, row + 20 + off, f"∂L/∂h_{t - 1}", 14)
     return part
 
-# %% ../nbs/00a_plotting.ipynb #c126
+# %% ../nbs/00a_plotting.ipynb #c130
 def draw_unrolled(
     steps: int = 3, # number of time steps to draw, 1 to 8
     gradient: bool = False, # also draw the way of the gradient, from the outputs back through time?

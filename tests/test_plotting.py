@@ -19,7 +19,8 @@ from rnnbook.plotting import (
 )
 
 NAMES = {"xlabel": "step", "ylabel": "value"}
-DRAWINGS = [draw_cell(kind, step) for kind in ("rnn", "lstm") for step in (None, 1, 2, 3, 4, 5, 6)] + [
+PARTS = dict(rnn=6, lstm=6, gru=4)
+DRAWINGS = [draw_cell(kind, step) for kind, parts in PARTS.items() for step in (None, *range(1, parts + 1))] + [
     draw_unrolled(steps, gradient) for steps in (1, 3, 8) for gradient in (False, True)
 ]
 
@@ -271,11 +272,11 @@ def parts(drawing):
     return [ET.tostring(part) for part in ET.fromstring(drawing.source).findall("{*}g")]
 
 
-@pytest.mark.parametrize("kind", ["rnn", "lstm"])
-def test_a_cell_grows_part_by_part(kind):
+@pytest.mark.parametrize("kind, count", PARTS.items())
+def test_a_cell_grows_part_by_part(kind, count):
     whole = parts(draw_cell(kind))
-    assert len(whole) == 6
-    assert all(parts(draw_cell(kind, step)) == whole[:step] for step in range(1, 7))
+    assert len(whole) == count
+    assert all(parts(draw_cell(kind, step)) == whole[:step] for step in range(1, count + 1))
 
 
 def test_the_unrolled_network_has_a_part_per_step():
@@ -286,7 +287,7 @@ def test_the_unrolled_network_has_a_part_per_step():
 
 
 @pytest.mark.parametrize("call, message", [
-    (lambda: draw_cell("elman"), "kind: expected one of 'rnn', 'lstm', got 'elman'"),
+    (lambda: draw_cell("elman"), "kind: expected one of 'rnn', 'lstm', 'gru', got 'elman'"),
     (lambda: draw_cell("rnn", 0), "step: expected 1 to 6, got 0"),
     (lambda: draw_cell("rnn", 7), "step: expected 1 to 6, got 7"),
     (lambda: draw_unrolled(0), "steps: expected 1 to 8, got 0"),
