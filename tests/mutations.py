@@ -49,7 +49,7 @@ MUTATIONS = [  # (mistake, where, module, the line as it is, the line with the m
     ("drop b_hh", LSTM, "lstm", 'rows += params.get("bias_ih_l0", 0) + params.get("bias_hh_l0", 0)', 'rows += params.get("bias_ih_l0", 0)'),
     ("drop b_hh", LSTM_BACKWARD, "lstm", "if name in params: grads[name] = rows.sum(0)", 'if name in params: grads[name] = rows.sum(0) * (name == "bias_ih_l0")'),
     ("drop b_hh", "LSTMCell, project", "rnn", "bias = self.bias_ih + self.bias_hh if self.bias else None", "bias = self.bias_ih if self.bias else None"),
-    ("ignore lengths", LSTM, "lstm", "x, mask, lengths = _hide_padding(x, lengths)", "x, mask, lengths = _hide_padding(x, None)"),
+    ("ignore lengths", LSTM, "lstm", "x, mask, lengths = hide_padding(x, lengths)", "x, mask, lengths = hide_padding(x, None)"),
     ("ignore lengths", LSTM_BACKWARD, "lstm", "d_s[T if lengths is None else lengths, np.arange(B)]", "d_s[T, np.arange(B)]"),
     ("ignore lengths", LAYER, "lstm", "if mask is not None: new = tuple(", "if False: new = tuple("),
     ("forget the carry of dc", LSTM_BACKWARD, "lstm", "d_c[t] += d_c[t + 1] * f[t]", "d_c[t] += 0"),
@@ -135,7 +135,7 @@ def main():
     for mistake, where, module, old, new in MUTATIONS:
         if options.only not in f"{mistake} {where}":
             continue
-        special = {"lengths is None: return": "def _hide_padding(", "d_output.masked_fill": "def _arriving("}
+        special = {"lengths is None: return": "def hide_padding(", "d_output.masked_fill": "def _arriving("}
         if module == "lstm": special = {"rows += params": "def _project(", "grads[name] = rows": "def _parameter_gradients("}
         function = next((head for part, head in special.items() if part in old), heads.get(where, "def rnn_forward("))
         cells, tests = run(module, function, old, new)

@@ -115,9 +115,10 @@ def test_law_1_can_fail(chapters, modules, tests, complaint):
 
 # ---- 2. Case tells the implementation
 
-# lower_case names that touch PyTorch on purpose: they lead from one implementation to the other, or run a command.
+# lower_case names that touch PyTorch on purpose: they lead from one implementation to the other, check tensors, or run a command.
 BRIDGES = {
-    "rnn": {"numpy_params"},
+    "rnn": {"numpy_params", "check_input", "check_state"},
+    "lstm": {"initial_state"},
     "testing": {"assert_parity", "parity_tolerance"},
 }
 IN_PLACE = re.compile(r"(?!__)\w*[a-z]_")  # a tensor method that changes its tensor

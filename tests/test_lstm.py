@@ -608,3 +608,9 @@ def test_cuda_equals_numpy(options, P, lengths):
     for name, p in layer.cell.named_parameters():
         assert_parity(p.grad, grads[f"{name}_l0"], tol=1e-9, name=name)
     assert_parity(layer.cell(x[0].cuda()), lstm_step(x[0].numpy(), (np.zeros((3, P or 5)), np.zeros((3, 5))), params, **options), tol=1e-10)
+
+
+@pytest.mark.parametrize("proj_size", [-1, 4, 5])
+def test_projection_refused(proj_size):
+    for build in (lambda: lstm_init(3, 4, rng=np.random.default_rng(0), proj_size=proj_size), lambda: LSTMLayer(3, 4, proj_size=proj_size)):
+        with pytest.raises(ValueError, match=f"proj_size: expected 0 to 3, got {proj_size}"): build()

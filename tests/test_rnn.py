@@ -1,6 +1,7 @@
 """The recurrence: NumPy = PyTorch = torch.nn, its rules for lengths and states, and its errors."""
 import copy
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -240,3 +241,25 @@ def test_cuda_equals_numpy(lengths):
     answer = layer(torch.from_numpy(x).cuda(), torch.from_numpy(h0).cuda(), lengths=lengths)
     assert_parity(answer, rnn_forward(x, numpy_params(layer), h0, lengths=lengths)[:2], tol=1e-10)
     assert_parity(layer.cell(torch.from_numpy(x[0]).cuda()), rnn_step(x[0], np.zeros((3, 5)), numpy_params(layer)), tol=1e-10)
+
+
+def test_names_of_nested_layers():
+    "Where a layer stands in a stack and which way it reads is told by its name."
+    nest = torch.nn.Module()
+    nest.layers = torch.nn.ModuleList([RNNLayer(3, 4), torch.nn.Module()])
+    nest.layers[1].forward_layer, nest.layers[1].reverse_layer = RNNLayer(4, 4), RNNLayer(4, 4)
+    nest.readout = torch.nn.Linear(4, 2)
+    cell = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
+    expected = [f"{name}_{end}" for end in ("l0", "l1", "l1_reverse") for name in cell] + ["weight_ho", "bias_ho"]
+    params = numpy_params(nest)
+    assert list(params) == expected
+    assert (params["weight_hh_l1_reverse"] == nest.layers[1].reverse_layer.cell.weight_hh.detach().numpy()).all()
+
+
+@pytest.mark.parametrize("state, error, message", [
+    (np.zeros((1, 5, 4)), TypeError, "h0: expected a tensor, got ndarray"),
+    (torch.zeros(1, 5, 3), ValueError, "h0: expected (1, 5, 4), got (1, 5, 3)"),
+    (torch.zeros(1, 5, 4, dtype=torch.float64), TypeError, "h0: expected torch.float32 like x, got torch.float64"),
+])
+def test_state_refused(state, error, message):
+    with pytest.raises(error, match=re.escape(message)): RNNLayer(3, 4)(torch.zeros(7, 5, 3), state)
