@@ -35,6 +35,7 @@ import time
 import numpy as np
 import torch
 
+from records import evidence
 from rnnbook.bptt import BPTTLayer, rnn_backward
 from rnnbook.rnn import RNNCell, RNNLayer, numpy_params, rnn_forward
 from rnnbook.testing import assert_parity
@@ -129,14 +130,8 @@ def measure(workers, size, rounds):
 
 def machine():
     "The kind of machine and the versions, without its name or paths."
-    model = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo") as lines:
-            model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
     return {
-        "date": datetime.date.today().isoformat(), "machine": f"{platform.system()} {platform.machine()}, {model}, {os.cpu_count()} cores",
+        "date": datetime.date.today().isoformat(), "machine": evidence.machine(),
         "threads": torch.get_num_threads(), "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
         "blas": np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"],
