@@ -1,0 +1,404 @@
+"""Two directions: NumPy = PyTorch = torch.nn for every cell and merge, lengths, states, gradients, and errors."""
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from rnnbook.bidirectional import CELLS, MERGES, Bidirectional, bidirectional_backward, bidirectional_forward, reverse_sequences
+from rnnbook.bptt import BPTTLayer
+from rnnbook.lstm import CellLayer, LSTMLayer, lstm_backward, lstm_forward, lstm_init
+from rnnbook.rnn import RNNCell, RNNLayer, numpy_params, rnn_init
+from rnnbook.testing import assert_parity, gradient_check
+
+I, H = 3, 4
+INITS, LAYERS, TORCH = {"rnn": rnn_init, "lstm": lstm_init}, {"rnn": RNNLayer, "lstm": LSTMLayer}, {"rnn": torch.nn.RNN, "lstm": torch.nn.LSTM}
+if "gru" in CELLS:
+    from rnnbook.gru import GRULayer, gru_init
+    INITS["gru"], LAYERS["gru"], TORCH["gru"] = gru_init, GRULayer, torch.nn.GRU
+each_cell = pytest.mark.parametrize("cell", CELLS)
+
+
+def both_inits(cell, rng, **options):
+    "Parameters of two directions."
+    return {f"{name}{suffix}": p for suffix in ("", "_reverse") for name, p in INITS[cell](I, H, rng=rng, **options).items()}
+
+
+def layer_of(cell, params, merge="concat", dtype=torch.float64, batch_first=False, **options):
+    "Our module with these parameters."
+    directions = []
+    for suffix in ("", "_reverse"):
+        layer = LAYERS[cell](I, H, batch_first=batch_first, dtype=dtype, bias="bias_ih_l0" in params, **options)
+        names = [name for name in params if name.endswith("_l0" + suffix)]
+        layer.cell.load_state_dict({name.removesuffix("_l0" + suffix): torch.from_numpy(params[name]) for name in names})
+        directions.append(layer)
+    return Bidirectional(*directions, merge)
+
+
+def parts(state): return state if isinstance(state, tuple) else (state,)
+
+
+def as_state(cell, tensors): return tuple(tensors) if cell == "lstm" else tensors[0]
+
+
+def loss_of(output, *state):
+    "A lopsided loss of tensors."
+    weights = torch.linspace(-1, 2, output.shape[-1], dtype=output.dtype, device=output.device)
+    return (output.sin() * weights).sum() + sum((s ** 2).sum() * (k + 1) for k, s in enumerate(state))
+
+
+def arriving(cell, output, state):
+    "The gradients of that loss for NumPy's answers."
+    weights = np.linspace(-1, 2, output.shape[-1])
+    return np.cos(output) * weights, as_state(cell, [2 * (k + 1) * s for k, s in enumerate(parts(state))])
+
+
+def point_of(cell, T, B, bias=True, carried=True, seed=0, P=H, **options):
+    "x, initial states and parameters in one dict."
+    rng = np.random.default_rng(seed + 10 * T + B)
+    point = both_inits(cell, rng, bias=bias, **options) | {"x": rng.standard_normal((T, B, I))}
+    if carried: point |= {"h0": rng.standard_normal((2, B, P))} | ({"c0": rng.standard_normal((2, B, H))} if cell == "lstm" else {})
+    return point
+
+
+def run(cell, point, **options):
+    "NumPy's answer at that point."
+    states = [point[name] for name in ("h0", "c0") if name in point]
+    params = {name: p for name, p in point.items() if "_l0" in name}
+    return bidirectional_forward(cell, point["x"], params, as_state(cell, states) if states else None, **options)
+
+
+def torch_grads(module, cell, point, **options):
+    "The answer of our module, flat, and the gradients by autograd under NumPy's names."
+    leaves = {name: torch.from_numpy(point[name]).requires_grad_() for name in ("x", "h0", "c0") if name in point}
+    states = list(leaves.values())[1:]
+    output, state = module(leaves["x"], as_state(cell, states) if states else None, **options)
+    loss_of(output, *parts(state)).backward()
+    shadow = copy.deepcopy(module)
+    for p, q in zip(shadow.parameters(), module.parameters()):
+        p.data = torch.zeros_like(q) if q.grad is None else q.grad
+    return (output.detach(), *(s.detach() for s in parts(state))), {name: leaf.grad for name, leaf in leaves.items()} | numpy_params(shadow)
+
+
+@each_cell
+@pytest.mark.parametrize("T, B, bias, carried, unequal", [(1, 1, True, True, False), (2, 3, False, True, True), (13, 4, True, False, True), (13, 4, False, False, False), (300, 2, True, True, True)])
+def test_equals_torch_with_gradients(cell, T, B, bias, carried, unequal):
+    with torch.random.fork_rng():
+        torch.manual_seed(T)
+        theirs = TORCH[cell](I, H, bias=bias, bidirectional=True, dtype=torch.float64)
+    point = point_of(cell, T, B, carried=carried) | numpy_params(theirs)
+    point = {name: a for name, a in point.items() if bias or not name.startswith("bias")}
+    lengths = np.random.default_rng(T).integers(1, T + 1, B).tolist() if unequal else None
+
+    def reference(x, state=None, lengths=None):
+        if lengths is None: return theirs(x, state)
+        packed, final = theirs(pack_padded_sequence(x, lengths, enforce_sorted=False), state)
+        return pad_packed_sequence(packed, total_length=len(x))[0], final
+
+    reference.parameters = theirs.parameters
+    leaves = {name: torch.from_numpy(point[name]).requires_grad_() for name in ("x", "h0", "c0") if name in point}
+    states = list(leaves.values())[1:]
+    answer = reference(leaves["x"], as_state(cell, states) if states else None, lengths)
+    loss_of(answer[0], *parts(answer[1])).backward()
+    expected = tuple(a.detach() for a in (answer[0], *parts(answer[1])))
+    grads = {name: leaf.grad for name, leaf in leaves.items()} | {name: p.grad for name, p in theirs.named_parameters()}
+    output, state, tape = run(cell, point, lengths=lengths)
+    assert_parity((output, *parts(state)), expected, tol=1e-12)
+    by_hand = bidirectional_backward(*arriving(cell, output, state), tape)
+    assert set(by_hand) == set(point) | {"h0"} | ({"c0"} if cell == "lstm" else set())
+    ours, ours_grads = torch_grads(layer_of(cell, point), cell, point, lengths=lengths)
+    assert_parity(ours, expected, tol=1e-12)
+    for name, grad in grads.items():
+        assert_parity(by_hand[name], grad, tol=1e-9, name=name)
+        assert_parity(ours_grads[name], grad, tol=1e-9, name=name)
+
+
+OPTIONS = [("rnn", dict(nonlinearity="sigmoid"), H), ("lstm", {}, H), ("lstm", dict(peephole=True, coupled=True), H), ("lstm", dict(proj_size=2), 2)]
+if "gru" in CELLS: OPTIONS += [("gru", {}, H), ("gru", dict(reset_after=False), H)]
+
+
+@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("cell, options, P", OPTIONS)
+def test_merges_and_options_central_differences_and_pytorch(cell, options, P, merge):
+    for_params = {name: value for name, value in options.items() if name not in ("nonlinearity", "reset_after")}
+    for_run = {name: value for name, value in options.items() if name != "proj_size"}
+    point, lengths = point_of(cell, 5, 4, P=P, **for_params), [5, 2, 0, 4]
+
+    def loss(at):
+        output, state, _ = run(cell, at, lengths=lengths, merge=merge, **for_run)
+        weights = np.linspace(-1, 2, output.shape[-1])
+        return (np.sin(output) * weights).sum() + sum((s ** 2).sum() * (k + 1) for k, s in enumerate(parts(state)))
+
+    output, state, tape = run(cell, point, lengths=lengths, merge=merge, **for_run)
+    assert output.shape == (5, 4, 2 * P if merge == "concat" else P) and parts(state)[0].shape == (2, 4, P)
+    grads = bidirectional_backward(*arriving(cell, output, state), tape)
+    assert max(gradient_check(loss, point, grads, tol=1e-6).values()) < 1e-6
+    ours, ours_grads = torch_grads(layer_of(cell, point, merge, **options), cell, point, lengths=lengths)
+    assert_parity(ours, (output, *parts(state)))
+    for name in point:
+        assert_parity(ours_grads[name], grads[name], tol=1e-9, name=name)
+
+
+def test_merges_by_their_equations():
+    point = point_of("rnn", 5, 2, carried=False)
+    answers = {merge: run("rnn", point, merge=merge)[0] for merge in MERGES}
+    forward, reverse = np.split(answers["concat"], 2, axis=-1)
+    assert_parity(answers["sum"], forward + reverse)
+    assert_parity(answers["mean"], (forward + reverse) / 2)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(list(CELLS)), st.sampled_from(MERGES), st.integers(0, 7), st.integers(0, 4), st.data())
+def test_padding_state_and_empty_sequences(cell, merge, T, B, data):
+    "Any lengths: each sequence comes out as if alone, forward and backward, whatever its padding holds, bit for bit."
+    lengths = data.draw(st.lists(st.integers(0, T), min_size=B, max_size=B))
+    point = point_of(cell, T, B)
+    rubbish = point["x"].copy()
+    for b, n in enumerate(lengths):
+        rubbish[n:, b] = np.nan
+    output, state, tape = run(cell, point, lengths=lengths, merge=merge)
+    again, state_again, tape_again = run(cell, point | {"x": rubbish}, lengths=lengths, merge=merge)
+    assert np.array_equal(output, again) and all(map(np.array_equal, parts(state), parts(state_again)))
+    d_output, d_state = arriving(cell, output, state)
+    noisy = np.where(np.arange(T)[:, None, None] < np.array(lengths, int)[None, :, None], d_output, np.nan)
+    grads, grads_again = bidirectional_backward(d_output, d_state, tape), bidirectional_backward(noisy, d_state, tape_again)
+    assert all(np.array_equal(grads[name], grads_again[name]) for name in grads)
+    ours, _ = torch_grads(layer_of(cell, point, merge), cell, point | {"x": rubbish}, lengths=lengths)
+    assert_parity(ours, (output, *parts(state)))
+    for b, n in enumerate(lengths):
+        one = slice(b, b + 1)
+        alone_point = point | {"x": point["x"][:n, one]} | {name: point[name][:, one] for name in ("h0", "c0") if name in point}
+        alone, alone_state, alone_tape = run(cell, alone_point, merge=merge)
+        assert_parity((output[:n, one], *(s[:, one] for s in parts(state))), (alone, *parts(alone_state)))
+        assert (output[n:, b] == 0).all() and (grads["x"][n:, b] == 0).all()
+        alone_grads = bidirectional_backward(d_output[:n, one], as_state(cell, [d[:, one] for d in parts(d_state)]), alone_tape)
+        assert_parity(grads["x"][:n, one], alone_grads["x"])
+        assert_parity(grads["h0"][:, one], alone_grads["h0"])
+        if n == 0:
+            assert all((s[:, b] == point[name][:, b]).all() for name, s in zip(("h0", "c0"), parts(state)))
+
+
+@each_cell
+def test_the_reverse_direction_is_the_layer_on_turned_sequences(cell):
+    point, lengths = point_of(cell, 6, 3), [3, 6, 1]
+    output, state, _ = run(cell, point, lengths=lengths)
+    params = {name.removesuffix("_reverse"): p for name, p in point.items() if name.endswith("_reverse")}
+    turned = np.zeros_like(point["x"])
+    for b, n in enumerate(lengths):
+        for t in range(n): turned[t, b] = point["x"][n - 1 - t, b]
+    start = as_state(cell, [point[name][1:] for name in ("h0", "c0") if name in point])
+    alone, alone_state, _ = CELLS[cell][0](turned, params, start, lengths=lengths)
+    for b, n in enumerate(lengths):
+        for t in range(n): assert_parity(output[t, b, H:], alone[n - 1 - t, b])
+    assert_parity([s[1:] for s in parts(state)], list(parts(alone_state)))
+    assert_parity(parts(state)[0][1], output[0, :, H:])                            # the reverse pass ends at the first step,
+    assert_parity(parts(state)[0][0], output[np.array(lengths) - 1, range(3), :H])  # the forward one at the last
+
+
+@each_cell
+def test_every_output_sees_every_step(cell):
+    point = point_of(cell, 6, 1, carried=False)
+    for t in (0, 3, 5):
+        d_output = np.zeros((6, 1, 2 * H))
+        d_output[t, 0, :H] = 1
+        _, _, tape = run(cell, point)
+        seen = np.abs(bidirectional_backward(d_output, None, tape)["x"]).sum((1, 2)) > 0
+        assert (seen == (np.arange(6) <= t)).all()
+        seen = np.abs(bidirectional_backward(np.roll(d_output, H, axis=2), None, tape)["x"]).sum((1, 2)) > 0
+        assert (seen == (np.arange(6) >= t)).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 6), st.integers(0, 4), st.data())
+def test_reverse_sequences(T, B, data):
+    lengths = data.draw(st.lists(st.integers(0, T), min_size=B, max_size=B))
+    x = np.random.default_rng(T).standard_normal((T, B, 2))
+    turned, before = reverse_sequences(x, lengths), x.copy()
+    for b, n in enumerate(lengths):
+        assert np.array_equal(turned[:n, b], x[:n, b][::-1]) and np.array_equal(turned[n:, b], x[n:, b])
+    assert np.array_equal(reverse_sequences(turned, lengths), x)
+    assert np.array_equal(reverse_sequences(x, torch.tensor(lengths, dtype=torch.int64)), turned)
+    whole = reverse_sequences(x)
+    assert np.array_equal(whole, x[::-1]) and not np.shares_memory(whole, x)
+    turned += 1
+    assert np.array_equal(x, before)
+
+
+def test_arguments_are_not_written_into():
+    for cell in CELLS:
+        point = point_of(cell, 5, 3)
+        for a in point.values(): a.flags.writeable = False
+        output, state, tape = run(cell, point, lengths=[5, 2, 3])
+        d_output, d_state = arriving(cell, output, state)
+        for a in (d_output, *parts(d_state)): a.flags.writeable = False
+        grads = bidirectional_backward(d_output, d_state, tape)
+        again = bidirectional_backward(d_output, d_state, tape)
+        assert all(np.array_equal(grads[name], again[name]) for name in grads)
+
+
+@each_cell
+def test_none_is_zero_on_the_way_back(cell):
+    point = point_of(cell, 5, 3)
+    output, state, tape = run(cell, point, lengths=[5, 2, 3])
+    d_output, d_state = arriving(cell, output, state)
+    zeros = as_state(cell, [np.zeros_like(s) for s in parts(state)])
+    assert_parity(bidirectional_backward(d_output, None, tape), bidirectional_backward(d_output, zeros, tape))
+    assert_parity(bidirectional_backward(None, d_state, tape), bidirectional_backward(np.zeros_like(output), d_state, tape))
+    if cell == "lstm":
+        half = bidirectional_backward(None, (None, d_state[1]), tape)
+        assert_parity(half, bidirectional_backward(None, (np.zeros_like(d_state[0]), d_state[1]), tape))
+
+
+def test_a_pair_of_functions():
+    point = point_of("lstm", 5, 3)
+    named, paired = run("lstm", point), bidirectional_forward(
+        (lstm_forward, lstm_backward), point["x"], {name: p for name, p in point.items() if "_l0" in name}, (point["h0"], point["c0"]))
+    assert_parity(paired[:2], named[:2])
+    d = arriving("lstm", *named[:2])
+    assert_parity(bidirectional_backward(*d, paired[2]), bidirectional_backward(*d, named[2]))
+
+
+@each_cell
+def test_float32_follows_the_input(cell):
+    point = {name: a.astype(np.float32) for name, a in point_of(cell, 9, 3).items()}
+    for merge in MERGES:
+        output, state, tape = run(cell, point, lengths=[9, 4, 7], merge=merge)
+        expected, expected_state, _ = run(cell, {name: a.astype(float) for name, a in point.items()}, lengths=[9, 4, 7], merge=merge)
+        grads = bidirectional_backward(output, state, tape)
+        assert {a.dtype for a in (output, *parts(state), *grads.values())} == {np.dtype(np.float32)}
+        assert_parity((output, *parts(state)), (expected, *parts(expected_state)), tol=1e-5)
+
+
+@each_cell
+@pytest.mark.parametrize("lengths", [None, [6, 2, 0]])
+def test_batch_first(cell, lengths):
+    point = point_of(cell, 6, 3)
+    x, state = torch.from_numpy(point["x"]), as_state(cell, [torch.from_numpy(point[name]) for name in ("h0", "c0") if name in point])
+    usual, first = (layer_of(cell, point, batch_first=b) for b in (False, True))
+    expected, answer = usual(x, state, lengths=lengths), first(x.transpose(0, 1), state, lengths=lengths)
+    assert first.batch_first and not usual.batch_first
+    assert_parity(answer[0].transpose(0, 1), expected[0])
+    assert_parity(answer[1], expected[1])
+
+
+def test_other_layers():
+    point = point_of("rnn", 6, 3)
+    expected = run("rnn", point, lengths=[6, 2, 4])
+    by_autograd, grads = torch_grads(layer_of("rnn", point), "rnn", point, lengths=[6, 2, 4])
+    fast = Bidirectional(BPTTLayer(I, H, dtype=torch.float64), BPTTLayer(I, H, dtype=torch.float64))
+    fast.load_state_dict(layer_of("rnn", point).state_dict())
+    plain = Bidirectional(*(CellLayer(RNNCell(I, H, dtype=torch.float64)) for _ in range(2)))
+    plain.load_state_dict(fast.state_dict())
+    for module in (fast, plain):
+        answer, module_grads = torch_grads(module, "rnn", point, lengths=[6, 2, 4])
+        assert_parity(answer, (expected[0], expected[1]))
+        assert_parity(module_grads, grads, tol=1e-9)
+
+
+def test_weights_move_to_torch_and_back():
+    for cell in CELLS:
+        point = point_of(cell, 5, 2)
+        ours = layer_of(cell, point)
+        theirs = TORCH[cell](I, H, bidirectional=True, dtype=torch.float64)
+        theirs.load_state_dict({name: torch.from_numpy(p) for name, p in numpy_params(ours).items()})
+        assert_parity(ours(torch.from_numpy(point["x"]))[0], theirs(torch.from_numpy(point["x"]))[0])
+        assert [name.partition(".")[0] for name in ours.state_dict()] == ["forward_layer"] * 4 + ["reverse_layer"] * 4
+
+
+def test_repr_and_merge():
+    text = repr(Bidirectional(LSTMLayer(I, H), LSTMLayer(I, H), merge="mean"))
+    assert "merge='mean'" in text and "(forward_layer): LSTMLayer(" in text and "(reverse_layer): LSTMLayer(" in text
+
+
+def test_double_backward():
+    point = point_of("lstm", 4, 2, carried=False)
+    module = layer_of("lstm", point)
+    x = torch.from_numpy(point["x"]).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x: module(x, lengths=[4, 2])[0], (x,))
+
+
+POINT = point_of("lstm", 5, 3)
+PARAMS = {name: p for name, p in POINT.items() if "_l0" in name}
+STATE = POINT["h0"], POINT["c0"]
+
+
+@pytest.mark.parametrize("change, error, message", [
+    (dict(cell="elman"), ValueError, "cell: expected one of 'rnn', 'lstm'"),
+    (dict(merge="product"), ValueError, "merge: expected one of 'concat', 'sum', 'mean', got 'product'"),
+    (dict(x=POINT["x"][0]), ValueError, r"x: expected 3 dimensions \(T, B, I\), got \(3, 3\)"),
+    (dict(x=POINT["x"].astype(int)), TypeError, "x: expected a float array, got int64"),
+    (dict(lengths=[5, 6, 1]), ValueError, "lengths: expected values from 0 to 5, got 6"),
+    (dict(lengths=[5, -1, 1]), ValueError, "lengths: expected values from 0 to 5, got -1"),
+    (dict(lengths=[5, 4]), ValueError, r"lengths: expected \(3,\), got \(2,\)"),
+    (dict(lengths=[5.0, 4.0, 1.0]), TypeError, "lengths: expected integers, got float64"),
+    (dict(state=tuple(s[:1] for s in STATE)), ValueError, r"h0: expected \(2, 3, 4\), got \(1, 3, 4\)"),
+    (dict(state=(STATE[0], STATE[1][:, :2])), ValueError, r"c0: expected \(2, 3, 4\), got \(2, 2, 4\)"),
+    (dict(state=STATE[0]), TypeError, r"state: expected a pair \(h, c\)"),
+    (dict(state=(STATE[0], STATE[1].astype(np.float32))), TypeError, "c0: expected float64 like x, got float32"),
+    (dict(params=lstm_init(I, H, rng=np.random.default_rng(0))), ValueError, "params: expected bias_hh_l0 and bias_hh_l0_reverse, got no bias_hh_l0_reverse"),
+    (dict(params={name: p for name, p in PARAMS.items() if name != "bias_ih_l0"}), ValueError, "params: expected .* got no bias_ih_l0$"),
+    (dict(params=PARAMS | {"weight_hh_l0_reverse": np.zeros((8, 2))}), ValueError, r"weight_hh_l0_reverse: expected \(16, 4\), got \(8, 2\)"),
+    (dict(params=PARAMS | {"weight_hh_l0_reverse": np.zeros((16, 4), np.float32)}), TypeError, "weight_hh_l0_reverse: expected float64 like weight_hh_l0, got float32"),
+])
+def test_bad_input_is_named(change, error, message):
+    arguments = dict(cell="lstm", x=POINT["x"], params=PARAMS) | change
+    with pytest.raises(error, match=message): bidirectional_forward(**arguments)
+
+
+@pytest.mark.parametrize("merge, d_output, d_state, error, message", [
+    ("concat", np.zeros((5, 3, 4)), None, ValueError, r"d_output: expected \(5, 3, 8\), got \(5, 3, 4\)"),
+    ("sum", np.zeros((5, 3, 8)), None, ValueError, r"d_output: expected \(5, 3, 4\), got \(5, 3, 8\)"),
+    ("concat", np.zeros((5, 3, 8), np.float32), None, TypeError, "d_output: expected float64"),
+    ("concat", None, (np.zeros((1, 3, 4)), None), ValueError, r"d_state, h: expected \(2, 3, 4\), got \(1, 3, 4\)"),
+    ("concat", None, np.zeros((2, 3, 4)), TypeError, r"d_state: expected a pair \(h, c\)"),
+])
+def test_bad_gradients_are_named(merge, d_output, d_state, error, message):
+    tape = bidirectional_forward("lstm", POINT["x"], PARAMS, merge=merge)[2]
+    with pytest.raises(error, match=message): bidirectional_backward(d_output, d_state, tape)
+
+
+@pytest.mark.parametrize("make, error, message", [
+    (lambda: Bidirectional(LSTMLayer(3, 4), LSTMLayer(3, 4), "max"), ValueError, "merge: expected one of"),
+    (lambda: Bidirectional(LSTMLayer(3, 4), LSTMLayer(3, 4, batch_first=True)), ValueError, "reverse_layer: expected batch_first False like forward_layer, got True"),
+    (lambda: Bidirectional(LSTMLayer(3, 4), LSTMLayer(2, 4)), ValueError, "reverse_layer: expected input_size 3 like forward_layer, got 2"),
+    (lambda: Bidirectional(LSTMLayer(3, 4), LSTMLayer(3, 5)), ValueError, r"reverse_layer: expected state_sizes \(4, 4\) like forward_layer, got \(5, 5\)"),
+    (lambda: Bidirectional(LSTMLayer(3, 4), RNNLayer(3, 4)), ValueError, r"reverse_layer: expected state_sizes \(4, 4\) like forward_layer, got \(4,\)"),
+])
+def test_layers_that_do_not_fit_together(make, error, message):
+    with pytest.raises(error, match=message): make()
+
+
+@pytest.mark.parametrize("change, error, message", [
+    (dict(x=torch.zeros(5, 3)), ValueError, r"x: expected \(T, B, I\) with I = 3, got \(5, 3\)"),
+    (dict(x=torch.zeros(5, 3, 2)), ValueError, r"x: expected \(T, B, I\) with I = 3"),
+    (dict(x=torch.zeros(5, 3, 3, dtype=torch.float64)), TypeError, "x: expected torch.float32 like the weights, got torch.float64"),
+    (dict(state=(torch.zeros(1, 3, 4),) * 2), ValueError, r"h0: expected \(2, 3, 4\), got \(1, 3, 4\)"),
+    (dict(state=(torch.zeros(2, 3, 4), torch.zeros(2, 3, 5))), ValueError, r"c0: expected \(2, 3, 4\), got \(2, 3, 5\)"),
+    (dict(state=torch.zeros(2, 3, 4)), TypeError, "state: expected a tuple"),
+    (dict(state=(torch.zeros(2, 3, 4), None)), TypeError, "c0: expected a tensor, got NoneType"),
+    (dict(lengths=[5, 6, 1]), ValueError, "lengths: expected values from 0 to 5, got 6"),
+    (dict(lengths=[5, 1]), ValueError, r"lengths: expected \(3,\), got \(2,\)"),
+])
+def test_bad_tensors_are_named(change, error, message):
+    module = Bidirectional(LSTMLayer(3, 4), LSTMLayer(3, 4))
+    with pytest.raises(error, match=message): module(**(dict(x=torch.zeros(5, 3, 3)) | change))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@each_cell
+@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("lengths", [None, [7, 0, 3]])
+def test_cuda_equals_numpy(cell, merge, lengths):
+    point = point_of(cell, 7, 3)
+    module = layer_of(cell, point, merge).cuda()
+    leaves = {name: torch.from_numpy(point[name]).cuda().requires_grad_() for name in ("x", "h0", "c0") if name in point}
+    output, state = module(leaves["x"], as_state(cell, list(leaves.values())[1:]), lengths=lengths)
+    expected, expected_state, tape = run(cell, point, lengths=lengths, merge=merge)
+    assert_parity((output.detach(), *(s.detach() for s in parts(state))), (expected, *parts(expected_state)), tol=1e-10)
+    loss_of(output, *parts(state)).backward()
+    grads = bidirectional_backward(*arriving(cell, expected, expected_state), tape)
+    for name, leaf in leaves.items():
+        assert_parity(leaf.grad, grads[name], tol=1e-10, name=name)
+    assert_parity(module.reverse_layer.cell.weight_hh.grad, grads["weight_hh_l0_reverse"], tol=1e-9)
