@@ -1,11 +1,11 @@
-"""Would anyone notice? Classic mistakes are put into the recurrences and their gradients, one at a time, and the chapters and tests are run.
+"""Would anyone notice? Classic mistakes are put into the recurrences and their gradients, one at a time, and the module's chapter and tests are run.
 
-    .venv/bin/python tests/mutations.py                          print the table (about half a minute per row on an idle machine)
+    .venv/bin/python tests/mutations.py                          print the table (about ten seconds per row on an idle machine)
     .venv/bin/python tests/mutations.py --record tests/mutations.md
 
 Each mistake is made in a temporary copy of the repository, in the notebook's cell and in the module exported from it. A
-row is well when at least one chapter cell and one test fail. In a chapter a failed cell can make later ones fail, so the table
-also names the first, by its place among the chapter's code cells. Not part of `make test`, which should pass.
+row is well when at least one cell of that chapter and one of its tests fail. In a chapter a failed cell can make later ones fail, so the
+table also names the first, by its place among the chapter's code cells. Not part of `make test`, which should pass.
 """
 import argparse
 import json
@@ -15,44 +15,43 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CHAPTERS = {"rnn": "nbs/02_rnn.ipynb", "bptt": "nbs/03_bptt.ipynb", "lstm": "nbs/10_lstm.ipynb"}
+NOTEBOOKS = {path.stem.partition("_")[2]: f"nbs/{path.name}" for path in (ROOT / "nbs").glob("[0-9]*.ipynb")}
 
-FORWARD, BACKWARD, FUNCTION = "rnn_forward", "rnn_backward", "RNNFunction, backward"
-LSTM, LSTM_BACKWARD, CELL, LAYER = "lstm_forward", "lstm_backward", "LSTMCell", "CellLayer"
 BLOCKS = ".reshape(-1, H, H).swapaxes(1, 2).reshape(-1, H)"  # each gate's W_hh transposed
-MUTATIONS = [  # (mistake, where, module, the line as it is, the line with the mistake)
-    ("transpose W_hh", FORWARD, "rnn", 'h[t] @ params["weight_hh_l0"].T)', 'h[t] @ params["weight_hh_l0"])'),
-    ("transpose W_hh", BACKWARD, "bptt", 'd_h[t] += d_a[t] @ params["weight_hh_l0"]', 'd_h[t] += d_a[t] @ params["weight_hh_l0"].T'),
-    ("transpose W_hh", FUNCTION, "bptt", "torch.addmm(arriving[t], d_a_t, weight_hh, out=d_h)", "torch.addmm(arriving[t], d_a_t, weight_hh.t(), out=d_h)"),
-    ("drop a bias", FORWARD, "rnn", 'rows += params.get("bias_ih_l0", 0) + params.get("bias_hh_l0", 0)', 'rows += params.get("bias_ih_l0", 0)'),
-    ("drop a bias", BACKWARD, "bptt", '{name: rows.sum(0) for name in ("bias_ih_l0", "bias_hh_l0") if name in params}', '{name: rows.sum(0) * (name == "bias_ih_l0") for name in ("bias_ih_l0", "bias_hh_l0") if name in params}'),
-    ("drop a bias", "RNNFunction, forward", "bptt", "torch.addmm(bias_ih + bias_hh,", "torch.addmm(bias_ih,"),
-    ("ignore lengths", FORWARD, "rnn", "if lengths is None: return x, None, None", "if True: return x, None, None"),
-    ("ignore lengths", BACKWARD, "bptt", "d_h[T if lengths is None else lengths, np.arange(B)]", "d_h[T, np.arange(B)]"),
-    ("ignore lengths", FUNCTION, "bptt", "d_output.masked_fill(~mask, 0)", "d_output"),
-    ("truncate BPTT by one step", BACKWARD, "bptt", "for t in reversed(range(T)):", "for t in reversed(range(1, T)):"),
-    ("truncate BPTT by one step", FUNCTION, "bptt", "for t in reversed(range(start, stop)):", "for t in reversed(range(max(start, 1), stop)):"),
-    ("swap two time steps", FORWARD, "rnn", "for t in range(T):", "for t in sorted(range(T), key=lambda t: {0: 1, 1: 0}.get(t, t)):"),
-    ("swap two time steps", BACKWARD, "bptt", "for t in reversed(range(T)):", "for t in sorted(range(T), key=lambda t: -{0: 1, 1: 0}.get(t, t)):"),
-    ("swap two time steps", FUNCTION, "bptt", "for t in reversed(range(start, stop)):", "for t in sorted(range(start, stop), key=lambda t: -{0: 1, 1: 0}.get(t, t)):"),
-    ("forget the f' factor", BACKWARD, "bptt", 'd_a = DERIVATIVES[tape["nonlinearity"]](h[1:])', "d_a = np.ones_like(h[1:])"),
-    ("forget the f' factor", FUNCTION, "bptt", "d_a = TORCH_DERIVATIVES[nonlinearity](h[start + 1:stop + 1])", "d_a = torch.ones_like(h[start + 1:stop + 1])"),
-    ("swap two gates", "lstm_forward and lstm_backward", "lstm", 'return [views[gate] for gate in "ifgo"]', 'return [views[gate] for gate in "figo"]'),
-    ("swap two gates", "lstm_step", "lstm", 'a = dict(zip(order, np.split', 'a = dict(zip(order[::-1], np.split'),
-    ("swap two gates", CELL, "lstm", "a_i, a_g, a_o = a[0], a[-2], a[-1]", "a_i, a_g, a_o = a[-1], a[-2], a[0]"),
-    ("transpose W_hh", LSTM, "lstm", 'W_hh, W_hr = params["weight_hh_l0"].T', f'W_hh, W_hr = params["weight_hh_l0"]{BLOCKS}.T'),
-    ("transpose W_hh", LSTM_BACKWARD, "lstm", 'W_hh, W_hr = params["weight_hh_l0"],', f'W_hh, W_hr = params["weight_hh_l0"]{BLOCKS},'),
-    ("transpose W_hh", CELL, "lstm", "torch.addmm(projected, h, self.weight_hh.T)", "torch.addmm(projected, h, self.weight_hh.unflatten(0, (self.gates, -1)).mT.flatten(0, 1).T)"),
-    ("drop b_hh", LSTM, "lstm", 'rows += params.get("bias_ih_l0", 0) + params.get("bias_hh_l0", 0)', 'rows += params.get("bias_ih_l0", 0)'),
-    ("drop b_hh", LSTM_BACKWARD, "lstm", "if name in params: grads[name] = rows.sum(0)", 'if name in params: grads[name] = rows.sum(0) * (name == "bias_ih_l0")'),
-    ("drop b_hh", "LSTMCell, project", "rnn", "bias = self.bias_ih + self.bias_hh if self.bias else None", "bias = self.bias_ih if self.bias else None"),
-    ("ignore lengths", LSTM, "lstm", "x, mask, lengths = hide_padding(x, lengths)", "x, mask, lengths = hide_padding(x, None)"),
-    ("ignore lengths", LSTM_BACKWARD, "lstm", "d_s[T if lengths is None else lengths, np.arange(B)]", "d_s[T, np.arange(B)]"),
-    ("ignore lengths", LAYER, "lstm", "if mask is not None: new = tuple(", "if False: new = tuple("),
-    ("forget the carry of dc", LSTM_BACKWARD, "lstm", "d_c[t] += d_c[t + 1] * f[t]", "d_c[t] += 0"),
+MUTATIONS = [  # (module, function, mistake, the line as it is, the line with the mistake)
+    ("rnn", "def rnn_forward(", "transpose W_hh", 'h[t] @ params["weight_hh_l0"].T)', 'h[t] @ params["weight_hh_l0"])'),
+    ("bptt", "def rnn_backward(", "transpose W_hh", 'd_h[t] += d_a[t] @ params["weight_hh_l0"]', 'd_h[t] += d_a[t] @ params["weight_hh_l0"].T'),
+    ("bptt", "def _gradients(", "transpose W_hh", "torch.addmm(arriving[t], d_a_t, weight_hh, out=d_h)", "torch.addmm(arriving[t], d_a_t, weight_hh.t(), out=d_h)"),
+    ("rnn", "def rnn_forward(", "drop a bias", 'rows += params.get("bias_ih_l0", 0) + params.get("bias_hh_l0", 0)', 'rows += params.get("bias_ih_l0", 0)'),
+    ("bptt", "def rnn_backward(", "drop a bias", '{name: rows.sum(0) for name in ("bias_ih_l0", "bias_hh_l0") if name in params}', '{name: rows.sum(0) * (name == "bias_ih_l0") for name in ("bias_ih_l0", "bias_hh_l0") if name in params}'),
+    ("bptt", "def _states(", "drop a bias", "torch.addmm(bias_ih + bias_hh,", "torch.addmm(bias_ih,"),
+    ("rnn", "def hide_padding(", "ignore lengths", "if lengths is None: return x, None, None", "if True: return x, None, None"),
+    ("bptt", "def rnn_backward(", "ignore lengths", "d_h[T if lengths is None else lengths, np.arange(B)]", "d_h[T, np.arange(B)]"),
+    ("bptt", "def _arriving(", "ignore lengths", "d_output.masked_fill(~mask, 0)", "d_output"),
+    ("bptt", "def rnn_backward(", "truncate BPTT by one step", "for t in reversed(range(T)):", "for t in reversed(range(1, T)):"),
+    ("bptt", "def _gradients(", "truncate BPTT by one step", "for t in reversed(range(start, stop)):", "for t in reversed(range(max(start, 1), stop)):"),
+    ("rnn", "def rnn_forward(", "swap two time steps", "for t in range(T):", "for t in sorted(range(T), key=lambda t: {0: 1, 1: 0}.get(t, t)):"),
+    ("bptt", "def rnn_backward(", "swap two time steps", "for t in reversed(range(T)):", "for t in sorted(range(T), key=lambda t: -{0: 1, 1: 0}.get(t, t)):"),
+    ("bptt", "def _gradients(", "swap two time steps", "for t in reversed(range(start, stop)):", "for t in sorted(range(start, stop), key=lambda t: -{0: 1, 1: 0}.get(t, t)):"),
+    ("bptt", "def rnn_backward(", "forget the f' factor", 'd_a = DERIVATIVES[tape["nonlinearity"]](h[1:])', "d_a = np.ones_like(h[1:])"),
+    ("bptt", "def _gradients(", "forget the f' factor", "d_a = TORCH_DERIVATIVES[nonlinearity](h[start + 1:stop + 1])", "d_a = torch.ones_like(h[start + 1:stop + 1])"),
+    ("lstm", "def _by_gate(", "swap two gates", 'return [views[gate] for gate in "ifgo"]', 'return [views[gate] for gate in "figo"]'),
+    ("lstm", "def lstm_step(", "swap two gates", "a = dict(zip(order, np.split", "a = dict(zip(order[::-1], np.split"),
+    ("lstm", "class LSTMCell(", "swap two gates", "a_i, a_g, a_o = a[0], a[-2], a[-1]", "a_i, a_g, a_o = a[-1], a[-2], a[0]"),
+    ("lstm", "def lstm_forward(", "transpose W_hh", 'W_hh, W_hr = params["weight_hh_l0"].T', f'W_hh, W_hr = params["weight_hh_l0"]{BLOCKS}.T'),
+    ("lstm", "def lstm_backward(", "transpose W_hh", 'W_hh, W_hr = params["weight_hh_l0"],', f'W_hh, W_hr = params["weight_hh_l0"]{BLOCKS},'),
+    ("lstm", "class LSTMCell(", "transpose W_hh", "torch.addmm(projected, h, self.weight_hh.T)", "torch.addmm(projected, h, self.weight_hh.unflatten(0, (self.gates, -1)).mT.flatten(0, 1).T)"),
+    ("lstm", "def _project(", "drop b_hh", 'rows += params.get("bias_ih_l0", 0) + params.get("bias_hh_l0", 0)', 'rows += params.get("bias_ih_l0", 0)'),
+    ("lstm", "def _parameter_gradients(", "drop b_hh", "if name in params: grads[name] = rows.sum(0)", 'if name in params: grads[name] = rows.sum(0) * (name == "bias_ih_l0")'),
+    ("rnn", "class RecurrentCell(", "drop b_hh", "bias = self.bias_ih + self.bias_hh if self.bias else None", "bias = self.bias_ih if self.bias else None"),
+    ("lstm", "def lstm_forward(", "ignore lengths", "x, mask, lengths = hide_padding(x, lengths)", "x, mask, lengths = hide_padding(x, None)"),
+    ("lstm", "def lstm_backward(", "ignore lengths", "d_s[T if lengths is None else lengths, np.arange(B)]", "d_s[T, np.arange(B)]"),
+    ("lstm", "class CellLayer(", "ignore lengths", "if mask is not None: new = tuple(", "if False: new = tuple("),
+    ("lstm", "def lstm_backward(", "forget the carry of dc", "d_c[t] += d_c[t + 1] * f[t]", "d_c[t] += 0"),
 ]
 
 
@@ -66,7 +65,7 @@ def mutate(folder, module, function, old, new):
 
     path = folder / "rnnbook" / f"{module}.py"
     path.write_text(replaced(path.read_text(encoding="utf-8"), path.name), encoding="utf-8")
-    path = folder / CHAPTERS[module]
+    path = folder / NOTEBOOKS[module]
     notebook = json.loads(path.read_text(encoding="utf-8"))
     sources = ["".join(cell["source"]) for cell in notebook["cells"]]
     index = next((i for i, source in enumerate(sources) if source.startswith("#| export") and function in source and old in source), None)
@@ -86,62 +85,43 @@ def failures(folder, targets):
     return re.findall(r"^(?:FAILED|ERROR) (\S+::[^\n]*?)(?: - .*)?$", done.stdout, re.MULTILINE)
 
 
-def run(module, function, old, new):
-    "The chapter cells and the tests that fail with one mistake made (with none if `old` is None)."
+def run(module, function=None, old=None, new=None):
+    "The cells of the module's chapter and its tests that fail with one mistake made (with none if `old` is None)."
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for part in ("rnnbook", "nbs", "tests"):
+        for part in ("rnnbook", "nbs", "tests", "benchmarks"):
             shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns(".*", "__pycache__"))
         for part in ("settings.ini", "pyproject.toml"):
             shutil.copy(ROOT / part, folder)
         if old is not None:
             mutate(folder, module, function, old, new)
-        related = list(CHAPTERS)[list(CHAPTERS).index(module):] if module else CHAPTERS  # what comes before cannot notice
-        cells = failures(folder, [CHAPTERS[name] for name in related])
-        tests = failures(folder, [f"tests/test_{name}.py" for name in related])
-    return cells, tests
+        return failures(folder, [NOTEBOOKS[module]]), failures(folder, [f"tests/test_{module}.py"])
 
 
-def describe_cells(cells):
-    "Such as `02_rnn: 3, first cell 12`."
-    found = []
-    for path in CHAPTERS.values():
-        numbers = [int(cell.rsplit(" ", 1)[1]) for cell in cells if cell.startswith(path)]
-        if numbers:
-            found.append(f"{Path(path).stem}: {len(numbers)}, first cell {min(numbers)}")
-    return "; ".join(found) or "**none**"
-
-
-def describe_tests(tests):
-    "Such as `test_rnn: 12; test_bptt: 140`."
-    counts = {module: sum(f"test_{module}.py" in test for test in tests) for module in CHAPTERS}
-    return "; ".join(f"test_{module}: {count}" for module, count in counts.items() if count) or "**none**"
+def describe(cells):
+    "Such as `3, first cell 12`."
+    return f"{len(cells)}, first cell {min(int(cell.rsplit(' ', 1)[1]) for cell in cells)}" if cells else "**none**"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--record", help="also write the table to this Markdown file")
-    parser.add_argument("--only", default="", help="run only the mistakes whose name or place holds this text")
+    parser.add_argument("--only", default="", help="run only the mistakes whose name, module or place holds this text")
+    parser.add_argument("--jobs", type=int, default=2, help="copies at a time (2)")
     options = parser.parse_args()
-    heads = {BACKWARD: "def rnn_backward(", FUNCTION: "def _gradients(", "RNNFunction, forward": "def _states(",
-             LSTM: "def lstm_forward(", LSTM_BACKWARD: "def lstm_backward(", CELL: "class LSTMCell(", LAYER: "class CellLayer(",
-             "lstm_forward and lstm_backward": "def _by_gate(", "lstm_step": "def lstm_step(", "LSTMCell, project": "class RecurrentCell("}
-    cells, tests = run(None, None, None, None)
-    if cells or tests:
-        raise SystemExit(f"without any mistake these fail already: {cells + tests}")
+    chosen = [row for row in MUTATIONS if options.only in " ".join(row[:3])]
     lines = ["| mistake | made in | chapter cells that fail | tests that fail |", "|---|---|---|---|"]
-    unnoticed = 0
     print("\n".join(lines), flush=True)
-    for mistake, where, module, old, new in MUTATIONS:
-        if options.only not in f"{mistake} {where}":
-            continue
-        special = {"lengths is None: return": "def hide_padding(", "d_output.masked_fill": "def _arriving("}
-        if module == "lstm": special = {"rows += params": "def _project(", "grads[name] = rows": "def _parameter_gradients("}
-        function = next((head for part, head in special.items() if part in old), heads.get(where, "def rnn_forward("))
-        cells, tests = run(module, function, old, new)
-        unnoticed += not (cells and tests)
-        lines.append(f"| {mistake} | `{where.partition(',')[0]}`{where.partition(',')[1]}{where.partition(',')[2]} | {describe_cells(cells)} | {describe_tests(tests)} |")
-        print(lines[-1], flush=True)
+    unnoticed = 0
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for module, (cells, tests) in zip(modules := sorted({row[0] for row in chosen}), pool.map(run, modules)):
+            if cells or tests: raise SystemExit(f"{module}: without any mistake these fail already: {cells + tests}")
+        for (module, head, mistake, _, _), (cells, tests) in zip(chosen, pool.map(lambda row: run(row[0], row[1], *row[3:]), chosen)):
+            unnoticed += not (cells and tests)
+            place = re.search(r"(?:def|class) (\w+)", head)[1]
+            chapter = Path(NOTEBOOKS[module]).stem
+            lines.append(f"| {mistake} | {chapter}, `{place}` | {describe(cells)} | {len(tests) or '**none**'} |")
+            print(lines[-1], flush=True)
     if options.record:
         text = f"# Mutations\n\nWritten by `tests/mutations.py`, whose first lines say what is done. Python {sys.version.split()[0]}.\n\n"
         Path(options.record).write_text(text + "\n".join(lines) + "\n", encoding="utf-8")
