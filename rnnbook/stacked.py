@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from .bidirectional import CELLS, Bidirectional, bidirectional_backward, bidirectional_forward
 from .bptt import check_gradient
+from .gru import gru_init
 from .lstm import lstm_init, state_pair
 from .rnn import check_arrays, check_sequence, check_state, hide_padding, rnn_init
 from .sequences import length_mask
 
 # %% ../nbs/13_stacked.ipynb #c004
-INITS = {"rnn": rnn_init, "lstm": lstm_init}
+INITS = {"rnn": rnn_init, "lstm": lstm_init, "gru": gru_init}
 
 def recurrent_init(
     cell: str, # "rnn", "lstm", "gru", or a function like `lstm_init`

@@ -9,14 +9,15 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from rnnbook.bidirectional import CELLS, Bidirectional
 from rnnbook.bptt import BPTTLayer
+from rnnbook.gru import GRULayer, gru_init
 from rnnbook.lstm import CellLayer, LSTMCell, LSTMLayer, lstm_backward, lstm_forward, lstm_init
 from rnnbook.rnn import RNNLayer, numpy_params, rnn_init
 from rnnbook.stacked import Stacked, recurrent_backward, recurrent_forward, recurrent_init
 from rnnbook.testing import assert_parity, gradient_check
 
-THEIRS = {"rnn": torch.nn.RNN, "lstm": torch.nn.LSTM}
-LAYERS = {"rnn": RNNLayer, "lstm": LSTMLayer}
-INITS = {"rnn": rnn_init, "lstm": lstm_init}
+THEIRS = {"rnn": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}
+LAYERS = {"rnn": RNNLayer, "lstm": LSTMLayer, "gru": GRULayer}
+INITS = {"rnn": rnn_init, "lstm": lstm_init, "gru": gru_init}
 I, H = 3, 5
 each_cell = pytest.mark.parametrize("cell", list(CELLS))
 each_direction = pytest.mark.parametrize("bidirectional", [False, True], ids=["one direction", "two directions"])
@@ -102,7 +103,7 @@ def gradients_of(run, module, x, state):
 def sampled(count, seed=0):
     "A sample of the grid that holds each pair of settings of different kinds several times."
     rng = np.random.default_rng(seed)
-    axes = dict(cell=["rnn", "lstm"], num_layers=[1, 2, 3], bidirectional=[False, True], bias=[True, False], batch_first=[False, True],
+    axes = dict(cell=["rnn", "lstm", "gru"], num_layers=[1, 2, 3], bidirectional=[False, True], bias=[True, False], batch_first=[False, True],
                 unequal=[False, True], carried=[False, True], T=[1, 2, 13, 40])
     columns = {name: rng.permutation(np.resize(values, count)).tolist() for name, values in axes.items()}
     return [dict(zip(columns, row)) for row in zip(*columns.values())]
@@ -209,7 +210,7 @@ def test_init_readout_merge_and_dtype():
     assert recurrent_init(lstm_init, I, H, num_layers=2, rng=rng, peephole=True)["peephole_i_l1"].shape == (H,)
     output, _, _ = recurrent_forward("rnn", np.ones((4, 2, I)), summed, merge="sum")
     assert output.shape == (4, 2, H)
-    with pytest.raises(ValueError, match="cell: expected one of 'rnn', 'lstm', got 'ltsm'"):
+    with pytest.raises(ValueError, match="cell: expected one of 'rnn', 'lstm', 'gru', got 'ltsm'"):
         recurrent_init("ltsm", I, H, rng=rng)
     with pytest.raises(ValueError, match="num_layers: expected at least 1, got 0"):
         recurrent_init("rnn", I, H, num_layers=0, rng=rng)
@@ -253,13 +254,13 @@ def test_layers_of_one_and_two_directions_mixed():
 @pytest.mark.parametrize("merge", ["concat", "sum", "mean"])
 @pytest.mark.parametrize("residual", [False, True])
 def test_merges_and_residuals_numpy_equals_pytorch_and_central_differences(merge, residual):
-    params = recurrent_init("rnn", 4, 4, num_layers=3, bidirectional=True, merge=merge, rng=np.random.default_rng(3))
-    stack = fill_(stack_of("rnn", 3, True, input_size=4, hidden_size=4, merge=merge, residual=residual, dtype=torch.float64), params)
+    params = recurrent_init("gru", 4, 4, num_layers=3, bidirectional=True, merge=merge, rng=np.random.default_rng(3))
+    stack = fill_(stack_of("gru", 3, True, input_size=4, hidden_size=4, merge=merge, residual=residual, dtype=torch.float64), params)
     rng = np.random.default_rng(4)
     x, state, lengths = rng.standard_normal((6, 3, 4)), rng.standard_normal((6, 3, 4)), [6, 0, 4]
 
     def run(at):
-        return recurrent_forward("rnn", at["x"], {name: at[name] for name in params}, at["h0"], lengths=lengths, merge=merge, residual=residual)
+        return recurrent_forward("gru", at["x"], {name: at[name] for name in params}, at["h0"], lengths=lengths, merge=merge, residual=residual)
 
     def loss(at):
         output, final, _ = run(at)
@@ -290,7 +291,7 @@ def test_residual_adds_where_the_sizes_agree():
 
 @each_cell
 def test_options_reach_every_layer(cell):
-    options = dict(rnn=dict(nonlinearity="relu"), lstm=dict(coupled=True))[cell]
+    options = dict(rnn=dict(nonlinearity="relu"), lstm=dict(coupled=True), gru=dict(reset_after=False))[cell]
     init = dict(lstm=dict(coupled=True)).get(cell, {})
     params = recurrent_init(cell, I, H, num_layers=2, bidirectional=True, rng=np.random.default_rng(6), **init)
     stack = fill_(stack_of(cell, 2, True, dtype=torch.float64, **options), params)
@@ -402,8 +403,8 @@ def test_dropout_in_numpy():
 
 def test_dropout_leaves_the_global_random_states_alone():
     torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
-    params = recurrent_init("rnn", I, H, num_layers=2, rng=np.random.default_rng(0))
-    recurrent_forward("rnn", np.zeros((3, 2, I)), params, dropout=0.5, rng=np.random.default_rng(0))
+    params = recurrent_init("gru", I, H, num_layers=2, rng=np.random.default_rng(0))
+    recurrent_forward("gru", np.zeros((3, 2, I)), params, dropout=0.5, rng=np.random.default_rng(0))
     assert torch.equal(torch_before, torch.get_rng_state()) and np.array_equal(numpy_before, np.random.get_state()[1])
 
 
@@ -559,7 +560,7 @@ def zeros(*shape): return np.zeros(shape)
     ("lstm", dict(params={name: p for name, p in LSTM.items() if name != "bias_ih_l1_reverse"}), ValueError, "params: expected bias_ih_l1 and bias_ih_l1_reverse, got no bias_ih_l1_reverse"),
     ("rnn", dict(params={name: p for name, p in RNN.items() if "_l0" not in name}), ValueError, r"params: expected layers 0, 1, ... without a gap, got \[1\]"),
     ("rnn", dict(params={}), ValueError, r"params: expected layers 0, 1, ... without a gap, got \[\]"),
-    ("rrn", {}, ValueError, "cell: expected one of 'rnn', 'lstm', got 'rrn'"),
+    ("rrn", {}, ValueError, "cell: expected one of 'rnn', 'lstm', 'gru', got 'rrn'"),
     ("rnn", dict(nonlinearity="sine"), ValueError, "nonlinearity: expected one of"),
     ("rnn", dict(dropout=1.5), ValueError, "dropout: expected a probability from 0 to 1, got 1.5"),
     ("rnn", dict(dropout=0.5), TypeError, "rng: expected a numpy.random.Generator, got NoneType"),
@@ -596,7 +597,7 @@ def test_backward_errors_name_the_argument(cell, d_output, d_state, error, messa
     ("rnn", torch.zeros(6, 3, I), torch.zeros(2, 3, H).double(), TypeError, "h0: expected torch.float32 like x, got torch.float64"),
     ("lstm", torch.zeros(6, 3, I), torch.zeros(2, 3, H), TypeError, r"state: expected a tuple \(h0, c0\), got Tensor"),
     ("lstm", torch.zeros(6, 3, I), (torch.zeros(2, 3, H), torch.zeros(2, 3, 4)), ValueError, r"c0: expected \(2, 3, 5\), got \(2, 3, 4\)"),
-    ("rnn", torch.zeros(6, 3, I), torch.zeros(2, 6, H), ValueError, r"h0: expected \(2, 3, 5\), got \(2, 6, 5\)"),
+    ("gru", torch.zeros(6, 3, I), torch.zeros(2, 6, H), ValueError, r"h0: expected \(2, 3, 5\), got \(2, 6, 5\)"),
 ])
 def test_stack_errors_name_the_argument(cell, x, state, error, message):
     with pytest.raises(error, match=message):
@@ -605,7 +606,7 @@ def test_stack_errors_name_the_argument(cell, x, state, error, message):
 
 def test_a_stack_of_two_directions_names_the_shape_of_its_state():
     with pytest.raises(ValueError, match=r"h0: expected \(4, 3, 5\), got \(2, 3, 5\)"):
-        stack_of("rnn", 2, True, batch_first=True)(torch.zeros(3, 6, I), torch.zeros(2, 3, H))
+        stack_of("gru", 2, True, batch_first=True)(torch.zeros(3, 6, I), torch.zeros(2, 3, H))
 
 
 @pytest.mark.parametrize("layers, options, message", [
@@ -625,8 +626,8 @@ def test_layers_that_differ_in_kind():
     with pytest.raises(ValueError, match=r"layers\[1\]: expected batch_first False as below, got True"):
         Stacked([RNNLayer(I, H), RNNLayer(H, H, batch_first=True)])
     with pytest.raises(ValueError, match=r"layers\[1\]: expected input_size 10, got 5"):
-        Stacked([Bidirectional(RNNLayer(I, H), RNNLayer(I, H)), RNNLayer(H, H)])
-    assert Stacked([RNNLayer(I, H), RNNLayer(H, H)])(torch.zeros(2, 2, I))[1].shape == (2, 2, H)  # kinds with one part each
+        Stacked([Bidirectional(GRULayer(I, H), GRULayer(I, H)), GRULayer(H, H)])
+    assert Stacked([RNNLayer(I, H), GRULayer(H, H)])(torch.zeros(2, 2, I))[1].shape == (2, 2, H)  # kinds with one part each
 
 
 def test_face_and_state_dict():
@@ -644,7 +645,7 @@ def test_face_and_state_dict():
 
 @pytest.mark.parametrize("change", [copy.deepcopy, lambda stack: stack.double()])
 def test_copies_and_casts(change):
-    stack = stack_of("rnn", 2, True)
+    stack = stack_of("gru", 2, True)
     changed = change(copy.deepcopy(stack))
     x = torch.randn(4, 2, I, generator=torch.Generator().manual_seed(0))
     expected = stack(x)[0].detach()
