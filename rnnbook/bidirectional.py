@@ -20,7 +20,7 @@ from .lstm import lstm_backward, lstm_forward
 from .rnn import check_input, check_sequence, check_shape, rnn_forward
 from .sequences import length_mask
 
-# %% ../nbs/12_bidirectional.ipynb #c006
+# %% ../nbs/12_bidirectional.ipynb #c020
 def _turned_steps(lengths, T, B):
     "Which step (T, B) comes to stand where, once each sequence is turned around; None for all T."
     if lengths is None: return None
@@ -34,7 +34,7 @@ def _turn(x, steps):
     "The sequences (T, B, ...) in the order of `steps`."
     return x[::-1] if steps is None else x[steps, np.arange(x.shape[1])]
 
-# %% ../nbs/12_bidirectional.ipynb #c007
+# %% ../nbs/12_bidirectional.ipynb #c021
 def reverse_sequences(
     x: np.ndarray, # (T, B, ...) sequences, time first
     lengths=None, # (B,) integers from 0 to T, in any order; all T if None
@@ -46,7 +46,7 @@ def reverse_sequences(
     if x.ndim < 2: raise ValueError(f"x: expected (T, B, ...), got {x.shape}")
     return _turn(x, _turned_steps(lengths, *x.shape[:2])).copy()
 
-# %% ../nbs/12_bidirectional.ipynb #c010
+# %% ../nbs/12_bidirectional.ipynb #c028
 CELLS = {"rnn": (rnn_forward, rnn_backward), "lstm": (lstm_forward, lstm_backward),
          "gru": (gru_forward, gru_backward)}
 
@@ -57,7 +57,9 @@ def _functions(cell):
     choices = ", ".join(map(repr, CELLS))
     raise ValueError(f"cell: expected one of {choices} or a pair (forward, backward), got {cell!r}")
 
-# %% ../nbs/12_bidirectional.ipynb #c011
+# %% ../nbs/12_bidirectional.ipynb #c031
+#| code-fold: true
+#| code-summary: "Parameters and states of two directions"
 def _halves(params):
     "The parameters of the two directions, each under the names of one direction alone."
     forward = {name: p for name, p in params.items() if not name.endswith("_reverse")}
@@ -70,7 +72,9 @@ def _halves(params):
         if got != expected: raise TypeError(f"{name}_reverse: expected {expected} like {name}, got {got}")
     return forward, reverse
 
-# %% ../nbs/12_bidirectional.ipynb #c012
+# %% ../nbs/12_bidirectional.ipynb #c032
+#| code-fold: true
+#| code-summary: "States of two directions"
 def _parts(state): return tuple(state) if isinstance(state, (tuple, list)) else (state,)
 
 def _check_parts(names, state, shapes):
@@ -88,7 +92,7 @@ def _both(forward, reverse, concatenate):
     parts = tuple(concatenate(pair, 0) for pair in zip(_parts(forward), _parts(reverse)))
     return parts if isinstance(forward, (tuple, list)) else parts[0]
 
-# %% ../nbs/12_bidirectional.ipynb #c013
+# %% ../nbs/12_bidirectional.ipynb #c035
 MERGES = ("concat", "sum", "mean")
 
 def _check_merge(merge):
@@ -100,7 +104,7 @@ def _merged(forward, reverse, merge, concatenate):
     if merge == "concat": return concatenate([forward, reverse], -1)
     return forward + reverse if merge == "sum" else (forward + reverse) / 2
 
-# %% ../nbs/12_bidirectional.ipynb #c014
+# %% ../nbs/12_bidirectional.ipynb #c036
 def bidirectional_forward(
     cell, # "rnn", "lstm" or "gru", a key of `CELLS`; or a pair of functions (forward, backward) like those
     x: np.ndarray, # (T, B, I) input sequence, time first
@@ -133,14 +137,14 @@ def bidirectional_forward(
     return output, final, dict(tapes=(tape, reverse_tape), backward=backward, names=set(reverse_params),
                                steps=steps, merge=merge, shapes=shapes)
 
-# %% ../nbs/12_bidirectional.ipynb #c015
+# %% ../nbs/12_bidirectional.ipynb #c047
 def _shares(d_output, merge):
     "What the outputs of the two directions get of the gradient for the merged one."
     if d_output is None: return None, None
     if merge == "concat": return np.split(d_output, 2, axis=-1)
     return (d_output, d_output) if merge == "sum" else (d_output / 2, d_output / 2)
 
-# %% ../nbs/12_bidirectional.ipynb #c016
+# %% ../nbs/12_bidirectional.ipynb #c048
 def bidirectional_backward(
     d_output: np.ndarray | None, # (T, B, 2H), or (T, B, H): gradient for each output; None for zero
     d_state, # gradient for the final state, each part (2, B, H); None for zero
@@ -155,17 +159,33 @@ def bidirectional_backward(
     if d_output is not None: check_shape("d_output", d_output, shape)
     several = isinstance(d_state, (tuple, list))
     _check_parts(("d_state, h", "d_state, c") if several else ("d_state",), d_state, state_shapes)
-    d_forward, d_reverse = _shares(d_output, tape["merge"])
-    if d_reverse is not None: d_reverse = _turn(d_reverse, steps)
+    d_forward, d_reverse = _shares(d_output, tape["merge"])               # (1)
+    if d_reverse is not None: d_reverse = _turn(d_reverse, steps)         # (2)
     forward = backward(d_forward, _side(d_state, 0), tape["tapes"][0])
     reverse = backward(d_reverse, _side(d_state, 1), tape["tapes"][1])
-    grads = {"x": forward.pop("x") + _turn(reverse.pop("x"), steps)}
+    grads = {"x": forward.pop("x") + _turn(reverse.pop("x"), steps)}      # (3)
     for name, d in forward.items():
         if name in names: grads |= {name: d, f"{name}_reverse": reverse[name]}
         else: grads[name] = np.concatenate([d, reverse[name]])  # h0, c0
     return grads
 
-# %% ../nbs/12_bidirectional.ipynb #c020
+# %% ../nbs/12_bidirectional.ipynb #c058
+def _trait(layer, name):
+    "What two layers must have in common, by name."
+    if name == "batch_first": return layer.batch_first
+    return getattr(layer.cell, name, None) or (layer.cell.hidden_size,)
+
+def _turner(x, lengths, batch_first):
+    "A function that turns around sequences like `x`, tensors (T, B, ...) or (B, T, ...)."
+    if lengths is None: return lambda a: a.flip(int(batch_first))
+    T, B = x.shape[1::-1] if batch_first else x.shape[:2]
+    steps = torch.from_numpy(_turned_steps(lengths, T, B))
+    columns = torch.arange(B)
+    rows = columns[:, None] * T + steps.T if batch_first else steps * B + columns
+    rows = rows.flatten().to(x.device)  # of x seen as (T*B, ...)
+    return lambda a: a.flatten(0, 1).index_select(0, rows).view(a.shape)
+
+# %% ../nbs/12_bidirectional.ipynb #c059
 class Bidirectional(torch.nn.Module):
     "Two recurrent layers over the same sequences, one from the beginning, one from each end."
     def __init__(self,
@@ -205,23 +225,7 @@ class Bidirectional(torch.nn.Module):
 
     def extra_repr(self): return f"merge={self.merge!r}"
 
-# %% ../nbs/12_bidirectional.ipynb #c021
-def _trait(layer, name):
-    "What two layers must have in common, by name."
-    if name == "batch_first": return layer.batch_first
-    return getattr(layer.cell, name, None) or (layer.cell.hidden_size,)
-
-def _turner(x, lengths, batch_first):
-    "A function that turns around sequences like `x`, tensors (T, B, ...) or (B, T, ...)."
-    if lengths is None: return lambda a: a.flip(int(batch_first))
-    T, B = x.shape[1::-1] if batch_first else x.shape[:2]
-    steps = torch.from_numpy(_turned_steps(lengths, T, B))
-    columns = torch.arange(B)
-    rows = columns[:, None] * T + steps.T if batch_first else steps * B + columns
-    rows = rows.flatten().to(x.device)  # of x seen as (T*B, ...)
-    return lambda a: a.flatten(0, 1).index_select(0, rows).view(a.shape)
-
-# %% ../nbs/12_bidirectional.ipynb #c024
+# %% ../nbs/12_bidirectional.ipynb #c068
 PYTHON_TOKENS = ("NAME", "NUMBER", "STRING", *keyword.kwlist, *token.EXACT_TOKEN_TYPES)
 KINDS = ("attribute", "parameter", "defined", "imported", "loop variable",  # told by what comes before,
          "called", "keyword", "assigned", "changed", "element",             # by what comes after,
@@ -237,7 +241,7 @@ def _nodes(tree):
 
 def _names(tree): return [node for node in _nodes(tree) if isinstance(node, ast.Name)]
 
-# %% ../nbs/12_bidirectional.ipynb #c025
+# %% ../nbs/12_bidirectional.ipynb #c070
 def _told(node):
     "Pairs (kind, name) that a node of the syntax tree tells."
     match node:
@@ -262,7 +266,7 @@ def _kinds(source):
             kinds.setdefault((node.lineno, node.col_offset), "assigned" if isinstance(node.ctx, ast.Store) else "read")
     return kinds
 
-# %% ../nbs/12_bidirectional.ipynb #c026
+# %% ../nbs/12_bidirectional.ipynb #c074
 _LAYOUT = {"COMMENT", "NL", "INDENT", "DEDENT", "ENDMARKER"}
 
 def _tokens(source):
@@ -277,7 +281,7 @@ def _tokens(source):
         elif not depth and name not in _LAYOUT:
             yield name, t.string, (row, len(rows[row - 1][:column].encode()))
 
-# %% ../nbs/12_bidirectional.ipynb #c027
+# %% ../nbs/12_bidirectional.ipynb #c075
 def tagged_lines(
     source: str, # Python code
 ) -> list: # for each logical line its tokens and, as long, the kind of each, one of `KINDS` or None
