@@ -1,5 +1,8 @@
-"""Two directions: NumPy = PyTorch = torch.nn for every cell and merge, lengths, states, gradients, and errors."""
+"""Two directions: NumPy = PyTorch = torch.nn for every cell and merge, lengths, states, gradients, and errors; and the names of Python's source."""
+import ast
 import copy
+import keyword
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,17 +10,19 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from rnnbook.bidirectional import CELLS, MERGES, Bidirectional, bidirectional_backward, bidirectional_forward, reverse_sequences
+from rnnbook.bidirectional import (
+    CELLS, KINDS, MERGES, PYTHON_TOKENS, Bidirectional, bidirectional_backward, bidirectional_forward, reverse_sequences, tagged_lines,
+)
 from rnnbook.bptt import BPTTLayer
+from rnnbook.gru import GRULayer, gru_init
 from rnnbook.lstm import CellLayer, LSTMLayer, lstm_backward, lstm_forward, lstm_init
 from rnnbook.rnn import RNNCell, RNNLayer, numpy_params, rnn_init
 from rnnbook.testing import assert_parity, gradient_check
 
 I, H = 3, 4
-INITS, LAYERS, TORCH = {"rnn": rnn_init, "lstm": lstm_init}, {"rnn": RNNLayer, "lstm": LSTMLayer}, {"rnn": torch.nn.RNN, "lstm": torch.nn.LSTM}
-if "gru" in CELLS:
-    from rnnbook.gru import GRULayer, gru_init
-    INITS["gru"], LAYERS["gru"], TORCH["gru"] = gru_init, GRULayer, torch.nn.GRU
+INITS = {"rnn": rnn_init, "lstm": lstm_init, "gru": gru_init}
+LAYERS = {"rnn": RNNLayer, "lstm": LSTMLayer, "gru": GRULayer}
+TORCH = {"rnn": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}
 each_cell = pytest.mark.parametrize("cell", CELLS)
 
 
@@ -115,8 +120,8 @@ def test_equals_torch_with_gradients(cell, T, B, bias, carried, unequal):
         assert_parity(ours_grads[name], grad, tol=1e-9, name=name)
 
 
-OPTIONS = [("rnn", dict(nonlinearity="sigmoid"), H), ("lstm", {}, H), ("lstm", dict(peephole=True, coupled=True), H), ("lstm", dict(proj_size=2), 2)]
-if "gru" in CELLS: OPTIONS += [("gru", {}, H), ("gru", dict(reset_after=False), H)]
+OPTIONS = [("rnn", dict(nonlinearity="sigmoid"), H), ("lstm", {}, H), ("lstm", dict(peephole=True, coupled=True), H), ("lstm", dict(proj_size=2), 2),
+           ("gru", {}, H), ("gru", dict(reset_after=False), H)]
 
 
 @pytest.mark.parametrize("merge", MERGES)
@@ -384,6 +389,53 @@ def test_layers_that_do_not_fit_together(make, error, message):
 def test_bad_tensors_are_named(change, error, message):
     module = Bidirectional(LSTMLayer(3, 4), LSTMLayer(3, 4))
     with pytest.raises(error, match=message): module(**(dict(x=torch.zeros(5, 3, 3)) | change))
+
+
+@pytest.mark.parametrize("line, kinds", [  # the kinds of the names in the line, in their order
+    ("f(x)", "called read"), ("f = x", "assigned read"), ("f.x = 1", "changed attribute"), ("f", "read"),
+    ("a, (b, *c) = d", "assigned assigned assigned read"), ("a: int = 1", "assigned read"), ("a += b", "assigned read"), ("(a := b)", "assigned read"),
+    ("a.b[c].d = e, f[g]", "changed attribute read attribute read read read"), ("a[b] += c", "changed read read"), ("f(x)[0] = a.b", "called read read attribute"),
+    ("f(a, b=c, *d, **e)", "called read keyword read read read"), ("a.f(b)(c)", "read attribute read read"),
+    ("from a.b import c as d, e", "imported imported imported imported imported"), ("import a.b as c", "imported imported imported"),
+    ("def f(a, *b, c=d, **e) -> g: return a", "defined parameter parameter parameter read parameter read read"), ("class A(B, c=d): x = y", "defined read keyword read assigned read"),
+    ("lambda a, b=c: a", "parameter parameter read read"), ("@a.b(c)\ndef f(): pass", "read attribute read defined"),
+    ("for a, b in c: d = a", "loop_variable loop_variable read assigned read"), ("for a.b in c: pass", "changed attribute read"),
+    ("[a + f(b) for a in c if a]", "element called element loop_variable read read"), ("{a: b for a in c}", "read read loop_variable read"),
+    ("g(a[b] for a in c)", "called element element loop_variable read"), ("[[a for a in b] for b in c]", "element loop_variable element loop_variable read"),
+    ("[(lambda a: a)(b) for b in c]", "parameter element element loop_variable read"),
+    ("with f(a) as b: pass", "called read assigned"), ("x = f'{a.b} {c}' + d", "assigned read"), ("x = f'{f(a)} {b!r:>{c}}' if b else c", "assigned read read"),
+    ("ä = ö.ü('ß', é=ê).à", "assigned read attribute keyword read attribute"), ("x = 'ßßß', y.z", "assigned read attribute"),
+    ("f(a,\n  b)", "called read read"), ("x = '''a\nb''', y(z)", "assigned called read"), ("x = \\\n    y.z", "assigned read attribute"),
+])
+def test_kinds_of_names(line, kinds):
+    tagged = tagged_lines(line + "\n")
+    assert [kind.replace(" ", "_") for _, found in tagged for kind in found if kind] == kinds.split()
+    assert all(len(tokens) == len(found) for tokens, found in tagged)
+
+
+def test_names_without_a_kind():
+    assert tagged_lines("global a, b\n") == [(("global", "NAME", ",", "NAME"), (None,) * 4)]
+    assert tagged_lines("try: b\nexcept C as d: pass\n") == [
+        (("try", ":", "NAME"), (None, None, "read")), (("except", "NAME", "as", "NAME", ":", "pass"), (None, "read", None, None, None, None))]
+
+
+def test_tokens_hide_names_and_layout():
+    source = "if x:  # why\n    y = [1.5,\n         'a' 'b']\n\nz\n"
+    assert [tokens for tokens, _ in tagged_lines(source)] == [("if", "NAME", ":"), ("NAME", "=", "[", "NUMBER", ",", "STRING", "STRING", "]"), ("NAME",)]
+    assert tagged_lines("") == [] and tagged_lines("f(g)") == [(("NAME", "(", "NAME", ")"), ("called", None, "read", None))]
+    with pytest.raises(SyntaxError): tagged_lines("if")
+
+
+def test_the_library_is_tagged():
+    for path in sorted(Path(ast.__file__).parent.glob("*.py"))[::16]:
+        for tokens, kinds in tagged_lines(path.read_text(encoding="utf-8")):
+            assert set(tokens) <= set(PYTHON_TOKENS) and set(kinds) <= {None, *KINDS} and len(tokens) == len(kinds) > 0
+            assert all(token == "NAME" for token, kind in zip(tokens, kinds) if kind)
+            for before, kind, after in zip((None, *tokens), kinds, (*tokens[1:], None)):
+                assert kind != "called" or after in ("(", ")")  # f(x), (f)(x)
+                assert kind != "keyword" or after == "="
+                assert kind != "attribute" or before == "."
+    assert len(set(PYTHON_TOKENS)) == len(PYTHON_TOKENS) and set(keyword.kwlist) < set(PYTHON_TOKENS)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
