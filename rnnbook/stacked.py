@@ -93,6 +93,7 @@ def _named(k):
     "Errors of layer k, whose own functions know only a layer 0, name the layer."
     try: yield
     except (TypeError, ValueError) as error:
+        if k == 0 or "_l0" not in str(error): raise
         raise type(error)(str(error).replace("_l0", f"_l{k}")) from None
 
 # %% ../nbs/13_stacked.ipynb #c033
@@ -129,6 +130,9 @@ def _dropouts(dropout, rng, layers):
     if isinstance(dropout, (list, tuple)):
         if len(dropout) != layers - 1:
             raise ValueError(f"dropout: expected {layers - 1} masks, got {len(dropout)}")
+        for k, mask in enumerate(dropout):
+            if not isinstance(mask, np.ndarray):
+                raise TypeError(f"dropout[{k}]: expected an array, got {type(mask).__name__}")
         return [0, *dropout]
     _check_probability(dropout)
     if dropout and not isinstance(rng, np.random.Generator):
@@ -178,7 +182,7 @@ def recurrent_forward(
     stop, finals, walked = 0, [], []
     for k, own in enumerate(layers):
         start, stop = stop, stop + _directions(own)
-        below = x                                           # (T, B, ·)
+        below = x                                          # (T, B, ·)
         seen, dropped = _drop(below, dropouts[k], rng, k)  # (T, B, ·)
         with _named(k):
             x, final, tape, backward = _one_layer(cell, seen, own, _rows(state, start, stop), lengths,

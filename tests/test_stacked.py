@@ -598,6 +598,7 @@ def zeros(*shape): return np.zeros(shape)
     ("rnn", dict(dropout=0.5), TypeError, "rng: expected a numpy.random.Generator, got NoneType"),
     ("rnn", dict(dropout=0.5, rng=0), TypeError, "rng: expected a numpy.random.Generator, got int"),
     ("rnn", dict(dropout=[zeros(6, 3, H), zeros(6, 3, H)]), ValueError, "dropout: expected 1 masks, got 2"),
+    ("rnn", dict(dropout=[torch.zeros(6, 3, H)]), TypeError, r"dropout\[0\]: expected an array, got Tensor"),
     ("rnn", dict(dropout=[zeros(6, 1, H)]), ValueError, r"dropout\[0\]: expected \(6, 3, 5\), got \(6, 1, 5\)"),
     ("rnn", dict(dropout=[np.zeros((6, 3, H), np.float32)]), TypeError, r"dropout\[0\]: expected float64 like x, got float32"),
 ])
