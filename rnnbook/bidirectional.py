@@ -66,10 +66,12 @@ def _halves(params):
     reverse = {name.removesuffix("_reverse"): p for name, p in params.items() if name not in forward}
     for name in sorted({name for name in forward if name.endswith("_l0")} | set(reverse)):
         for owner, missing in ((forward, name), (reverse, f"{name}_reverse")):
-            if name not in owner: raise ValueError(f"params: expected {name} and {name}_reverse, got no {missing}")
+            if name in owner: continue
+            raise ValueError(f"params: expected {name} and {name}_reverse, got no {missing}")
         check_shape(f"{name}_reverse", reverse[name], forward[name].shape)
         expected, got = forward[name].dtype, reverse[name].dtype
-        if got != expected: raise TypeError(f"{name}_reverse: expected {expected} like {name}, got {got}")
+        if got != expected:
+            raise TypeError(f"{name}_reverse: expected {expected} like {name}, got {got}")
     return forward, reverse
 
 # %% ../nbs/12_bidirectional.ipynb #c032
@@ -97,7 +99,8 @@ MERGES = ("concat", "sum", "mean")
 
 def _check_merge(merge):
     "Raise unless there is such a way to merge."
-    if merge not in MERGES: raise ValueError(f"merge: expected one of {', '.join(map(repr, MERGES))}, got {merge!r}")
+    if merge not in MERGES:
+        raise ValueError(f"merge: expected one of {', '.join(map(repr, MERGES))}, got {merge!r}")
 
 def _merged(forward, reverse, merge, concatenate):
     "The outputs of the two directions, put together."
@@ -106,7 +109,7 @@ def _merged(forward, reverse, merge, concatenate):
 
 # %% ../nbs/12_bidirectional.ipynb #c036
 def bidirectional_forward(
-    cell, # "rnn", "lstm" or "gru", a key of `CELLS`; or a pair of functions (forward, backward) like those
+    cell, # a key of `CELLS`, "rnn", "lstm" or "gru"; or a pair of functions like (rnn_forward, rnn_backward)
     x: np.ndarray, # (T, B, I) input sequence, time first
     params: dict, # parameters of both directions; the names of the second end in `_reverse`
     state=None, # initial state as the cell has it, each part (2, B, H): forward, reverse; zeros if None
@@ -149,13 +152,13 @@ def bidirectional_backward(
     d_output: np.ndarray | None, # (T, B, 2H), or (T, B, H): gradient for each output; None for zero
     d_state, # gradient for the final state, each part (2, B, H); None for zero
     tape: dict, # what `bidirectional_forward` kept
-) -> dict: # gradients: `x` (T, B, I), the initial state's parts (2, B, H), each parameter's under its name
+) -> dict: # gradients: `x` (T, B, I), initial states `h0`, `c0` (2, B, H), parameters by their names
     """The way back through both directions.
 
     What `d_output` holds in the padding is ignored.
     Raises: ValueError or TypeError that names the argument when its shape or dtype does not fit.
     """
-    steps, backward, names, (shape, state_shapes) = (tape[key] for key in ("steps", "backward", "names", "shapes"))
+    steps, backward, (shape, state_shapes) = (tape[key] for key in ("steps", "backward", "shapes"))
     if d_output is not None: check_shape("d_output", d_output, shape)
     several = isinstance(d_state, (tuple, list))
     _check_parts(("d_state, h", "d_state, c") if several else ("d_state",), d_state, state_shapes)
@@ -165,7 +168,7 @@ def bidirectional_backward(
     reverse = backward(d_reverse, _side(d_state, 1), tape["tapes"][1])
     grads = {"x": forward.pop("x") + _turn(reverse.pop("x"), steps)}      # (3)
     for name, d in forward.items():
-        if name in names: grads |= {name: d, f"{name}_reverse": reverse[name]}
+        if name in tape["names"]: grads |= {name: d, f"{name}_reverse": reverse[name]}
         else: grads[name] = np.concatenate([d, reverse[name]])  # h0, c0
     return grads
 
@@ -197,7 +200,8 @@ class Bidirectional(torch.nn.Module):
         _check_merge(merge)
         for name in ("batch_first", "input_size", "state_sizes"):
             first, second = (_trait(layer, name) for layer in (forward_layer, reverse_layer))
-            if first != second: raise ValueError(f"reverse_layer: expected {name} {first} like forward_layer, got {second}")
+            if first == second: continue
+            raise ValueError(f"reverse_layer: expected {name} {first} like forward_layer, got {second}")
         self.forward_layer, self.reverse_layer, self.merge = forward_layer, reverse_layer, merge
 
     @property
@@ -261,9 +265,11 @@ def _kinds(source):
     kinds = {}
     for node in _nodes(ast.parse(source)):
         kinds |= {(name.lineno, name.col_offset): kind for kind, name in _told(node)}
-        if isinstance(node, ast.Attribute): kinds[node.end_lineno, node.end_col_offset - len(node.attr.encode())] = "attribute"
+        if isinstance(node, ast.Attribute):
+            kinds[node.end_lineno, node.end_col_offset - len(node.attr.encode())] = "attribute"
         if isinstance(node, ast.Name):
-            kinds.setdefault((node.lineno, node.col_offset), "assigned" if isinstance(node.ctx, ast.Store) else "read")
+            usual = "assigned" if isinstance(node.ctx, ast.Store) else "read"
+            kinds.setdefault((node.lineno, node.col_offset), usual)
     return kinds
 
 # %% ../nbs/12_bidirectional.ipynb #c074
@@ -287,7 +293,7 @@ def tagged_lines(
 ) -> list: # for each logical line its tokens and, as long, the kind of each, one of `KINDS` or None
     """The lines of a program as sequences of `PYTHON_TOKENS`, and what each name in them is.
 
-    The tokens hide all names; the truth is that of `ast`. Some names have no kind, such as those behind `global`.
+    The tokens hide all names; the truth is that of `ast`. Names behind `global` and the like have no kind.
     Raises: SyntaxError if the source is not Python.
     """
     kinds, lines, tokens, found = _kinds(source), [], [], []
