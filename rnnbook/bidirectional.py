@@ -172,7 +172,7 @@ def bidirectional_backward(
         else: grads[name] = np.concatenate([d, reverse[name]])  # h0, c0
     return grads
 
-# %% ../nbs/12_bidirectional.ipynb #c058
+# %% ../nbs/12_bidirectional.ipynb #c060
 def _trait(layer, name):
     "What two layers must have in common, by name."
     if name == "batch_first": return layer.batch_first
@@ -188,7 +188,7 @@ def _turner(x, lengths, batch_first):
     rows = rows.flatten().to(x.device)  # of x seen as (T*B, ...)
     return lambda a: a.flatten(0, 1).index_select(0, rows).view(a.shape)
 
-# %% ../nbs/12_bidirectional.ipynb #c059
+# %% ../nbs/12_bidirectional.ipynb #c061
 class Bidirectional(torch.nn.Module):
     "Two recurrent layers over the same sequences, one from the beginning, one from each end."
     def __init__(self,
@@ -229,7 +229,7 @@ class Bidirectional(torch.nn.Module):
 
     def extra_repr(self): return f"merge={self.merge!r}"
 
-# %% ../nbs/12_bidirectional.ipynb #c068
+# %% ../nbs/12_bidirectional.ipynb #c070
 PYTHON_TOKENS = ("NAME", "NUMBER", "STRING", *keyword.kwlist, *token.EXACT_TOKEN_TYPES)
 KINDS = ("attribute", "parameter", "defined", "imported", "loop variable",  # told by what comes before,
          "called", "keyword", "assigned", "changed", "element",             # by what comes after,
@@ -245,7 +245,7 @@ def _nodes(tree):
 
 def _names(tree): return [node for node in _nodes(tree) if isinstance(node, ast.Name)]
 
-# %% ../nbs/12_bidirectional.ipynb #c070
+# %% ../nbs/12_bidirectional.ipynb #c072
 def _told(node):
     "Pairs (kind, name) that a node of the syntax tree tells."
     match node:
@@ -272,7 +272,7 @@ def _kinds(source):
             kinds.setdefault((node.lineno, node.col_offset), usual)
     return kinds
 
-# %% ../nbs/12_bidirectional.ipynb #c074
+# %% ../nbs/12_bidirectional.ipynb #c076
 _LAYOUT = {"COMMENT", "NL", "INDENT", "DEDENT", "ENDMARKER"}
 
 def _tokens(source):
@@ -287,7 +287,7 @@ def _tokens(source):
         elif not depth and name not in _LAYOUT:
             yield name, t.string, (row, len(rows[row - 1][:column].encode()))
 
-# %% ../nbs/12_bidirectional.ipynb #c075
+# %% ../nbs/12_bidirectional.ipynb #c077
 def tagged_lines(
     source: str, # Python code
 ) -> list: # for each logical line its tokens and, as long, the kind of each, one of `KINDS` or None
