@@ -72,7 +72,7 @@ def _check_gru(x, params, state):
 
 # %% ../nbs/11_gru.ipynb #c037
 def _project(x, params, reset_after):
-    "What the inputs contribute at all steps (T, B, 3H), with all biases but the one (H,) that waits for r."
+    "What the inputs contribute (T, B, 3H), with all biases but the one (H,) that waits for r."
     (T, B, I), G = x.shape, len(params["weight_ih_l0"])
     b_ih, b_hh = (params.get(name, np.zeros(G, x.dtype)) for name in ("bias_ih_l0", "bias_hh_l0"))
     waits = np.arange(G) >= (2 * G // 3 if reset_after else G)
@@ -129,7 +129,7 @@ def gru_forward(
 
 # %% ../nbs/11_gru.ipynb #c046
 def _slopes(tape):
-    "The factors (T, B, 3, H) that lead from h to a^r, a^z, a^n; with the reset gate before the product from s to a^r."
+    "The factors (T, B, 3, H) from the gradient of h, or before the product of s, to those of r, z, n."
     h, gates = tape["h"], tape["gates"]
     r, z, n = np.moveaxis(gates, 2, 0)
     slopes = np.empty_like(gates)
@@ -249,12 +249,12 @@ class GRUCell(RecurrentCell):
         return self.step(self.project(input), hx)
 
     def extra_repr(self):
-        bias, form = "" if self.bias else ", bias=False", "" if self.reset_after else ", reset_after=False"
-        return f"{self.input_size}, {self.hidden_size}{bias}{form}"
+        changed = [f"{name}=False" for name in ("bias", "reset_after") if not getattr(self, name)]
+        return ", ".join([f"{self.input_size}, {self.hidden_size}", *changed])
 
 # %% ../nbs/11_gru.ipynb #c066
 class GRULayer(CellLayer):
-    "`GRUCell` over a batch of sequences: `torch.nn.GRU` with one layer, and the reset gate's place as an option."
+    "`GRUCell` over a batch of sequences: `torch.nn.GRU` with one layer, in both forms."
     def __init__(self,
         input_size: int, # I, entries of an input vector
         hidden_size: int, # H, units of the state
@@ -264,4 +264,5 @@ class GRULayer(CellLayer):
         dtype=None, # dtype of the parameters
         **options, # reset_after: see `GRUCell`
     ):
-        super().__init__(GRUCell(input_size, hidden_size, bias, device, dtype, **options), batch_first)
+        cell = GRUCell(input_size, hidden_size, bias, device, dtype, **options)
+        super().__init__(cell, batch_first)
