@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLORS', 'use_style', 'plot_curves', 'plot_gradient_norms', 'plot_activations', 'plot_gates', 'plot_histograms',
            'plot_surface', 'plot_spectra', 'HTML', 'SVG', 'show_text', 'plot_connectivity', 'draw_cell',
-           'draw_unrolled']
+           'draw_unrolled', 'draw_stack']
 
 # %% ../nbs/00a_plotting.ipynb #c003
 import html
@@ -591,3 +591,25 @@ def draw_unrolled(
     back = " The gradient flows from the outputs back to the start." if gradient else ""
     about = "Every cell reads an input and the state before it, and writes the state after it." + back
     return _drawing(parts, gap * (steps + 1) - 20, 300, f"A recurrent network unrolled over {steps} steps", about)
+
+# %% ../nbs/00a_plotting.ipynb #c137
+def draw_stack(
+    layers: int = 3, # number of layers to draw, 1 to 6
+    steps: int = 3, # number of time steps to draw, 1 to 8
+) -> SVG: # shown by a notebook
+    "Draw a stack of recurrent layers, unrolled over time; what passes from layer to layer is dashed."
+    for name, value, most in (("layers", layers, 6), ("steps", steps, 8)):
+        if not 1 <= value <= most: raise ValueError(f"{name}: expected 1 to {most}, got {value}")
+    x, h, y, gap, rise = COLORS["x"], COLORS["h"], COLORS["y"], 150, 108
+    top, bottom, parts = 90, 90 + rise * (layers - 1), []
+    for t in range(steps):
+        at = 110 + gap * t
+        part = _label(at, bottom + 104, f"x_{t + 1}") + _arrow((at, bottom + 86), (at, bottom + 25), color=x)
+        part += _arrow((at, top - 25), (at, top - 58), color=y) + _label(at, top - 74, f"y_{t + 1}")
+        for k in range(layers):
+            row = bottom - rise * k
+            part += _box(at, row, f"layer {k}", h, 84, _SANS) + _arrow((at + 43, row), (at + gap - 44, row), color=h)
+            if k + 1 < layers: part += _arrow((at, row - 25), (at, row - rise + 26), color=h, dashed=True)
+        parts.append(part)
+    about = "Each layer reads the states of the layer below it, and its own state from the step before."
+    return _drawing(parts, gap * steps + 84, bottom + 126, f"{layers} recurrent layers unrolled over {steps} steps", about)

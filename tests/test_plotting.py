@@ -14,7 +14,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from rnnbook.plotting import (
-    COLORS, HTML, SVG, draw_cell, draw_unrolled, plot_activations, plot_connectivity, plot_curves, plot_gates, plot_gradient_norms, plot_histograms, plot_spectra, plot_surface,
+    COLORS, HTML, SVG, draw_cell, draw_stack, draw_unrolled, plot_activations, plot_connectivity, plot_curves, plot_gates, plot_gradient_norms, plot_histograms, plot_spectra, plot_surface,
     show_text, use_style,
 )
 
@@ -22,7 +22,7 @@ NAMES = {"xlabel": "step", "ylabel": "value"}
 PARTS = dict(rnn=6, lstm=6, gru=4)
 DRAWINGS = [draw_cell(kind, step) for kind, parts in PARTS.items() for step in (None, *range(1, parts + 1))] + [
     draw_unrolled(steps, gradient) for steps in (1, 3, 8) for gradient in (False, True)
-]
+] + [draw_stack(layers, steps) for layers, steps in ((1, 1), (3, 3), (6, 8))]
 
 
 @pytest.fixture
@@ -292,6 +292,8 @@ def test_the_unrolled_network_has_a_part_per_step():
     (lambda: draw_cell("rnn", 7), "step: expected 1 to 6, got 7"),
     (lambda: draw_unrolled(0), "steps: expected 1 to 8, got 0"),
     (lambda: draw_unrolled(9), "steps: expected 1 to 8, got 9"),
+    (lambda: draw_stack(7), "layers: expected 1 to 6, got 7"),
+    (lambda: draw_stack(2, 9), "steps: expected 1 to 8, got 9"),
 ])
 def test_drawings_refused(call, message):
     with pytest.raises(ValueError, match=message):
