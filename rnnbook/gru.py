@@ -14,7 +14,7 @@ from .lstm import CellLayer
 from .rnn import ACTIVATIONS, RecurrentCell, check_arrays, check_input, check_sequence
 from .rnn import check_shape, check_state, hide_padding
 
-# %% ../nbs/11_gru.ipynb #c024
+# %% ../nbs/11_gru.ipynb #c026
 def gru_init(
     input_size: int, # I, entries of an input vector
     hidden_size: int, # H, units of the state
@@ -36,7 +36,7 @@ def gru_init(
     return {name: rng.uniform(-bound, bound, shape).astype(dtype)
             for name, shape in shapes.items() if bias or not name.startswith("bias")}
 
-# %% ../nbs/11_gru.ipynb #c027
+# %% ../nbs/11_gru.ipynb #c029
 def gru_step(
     x: np.ndarray, # (B, I) input at this step
     h: np.ndarray, # (B, H) state after the step before
@@ -58,7 +58,7 @@ def gru_step(
     n = np.tanh(a[:, 2 * H:] + m)
     return (1 - z) * n + z * h
 
-# %% ../nbs/11_gru.ipynb #c035
+# %% ../nbs/11_gru.ipynb #c037
 #| code-fold: true
 #| code-summary: "The check of the arguments"
 def _check_gru(x, params, state):
@@ -70,7 +70,7 @@ def _check_gru(x, params, state):
     check_arrays({**params, "h0": state}, shapes, x.dtype)
     return T, B, I, H
 
-# %% ../nbs/11_gru.ipynb #c037
+# %% ../nbs/11_gru.ipynb #c039
 def _project(x, params, reset_after):
     "What the inputs contribute (T, B, 3H), with all biases but the one (H,) that waits for r."
     (T, B, I), G = x.shape, len(params["weight_ih_l0"])
@@ -87,7 +87,7 @@ def _sigmoid_in_place(a):
     a *= 0.5
     a += 0.5
 
-# %% ../nbs/11_gru.ipynb #c040
+# %% ../nbs/11_gru.ipynb #c042
 def gru_forward(
     x: np.ndarray, # (T, B, I) input sequence, time first
     params: dict, # parameters, see `gru_init`
@@ -127,7 +127,7 @@ def gru_forward(
                 reset_after=reset_after)
     return h[1:].copy(), final, tape
 
-# %% ../nbs/11_gru.ipynb #c046
+# %% ../nbs/11_gru.ipynb #c049
 def _slopes(tape):
     "The factors (T, B, 3, H) from the gradient of h, or before the product of s, to those of r, z, n."
     h, gates = tape["h"], tape["gates"]
@@ -139,7 +139,7 @@ def _slopes(tape):
     if tape["mask"] is not None: slopes[~tape["mask"][..., 0]] = 0
     return slopes
 
-# %% ../nbs/11_gru.ipynb #c048
+# %% ../nbs/11_gru.ipynb #c051
 def _walk_after(d_h, tape):
     "Complete d_h; return d_a and d_u, (T, B, 3, H) each."
     slopes, W_hh = _slopes(tape), tape["params"]["weight_hh_l0"]
@@ -164,7 +164,7 @@ def _walk_before(d_h, tape):
         d_h[t] += d_a[t, :, :2].reshape(-1, 2 * H) @ W_hh[:2 * H]
     return d_a, d_a
 
-# %% ../nbs/11_gru.ipynb #c050
+# %% ../nbs/11_gru.ipynb #c053
 def gru_backward(
     d_output: np.ndarray | None, # (T, B, H) gradient for each output; None for zero
     d_state: np.ndarray | None, # (1, B, H) gradient for the final state; None for zero
@@ -193,7 +193,7 @@ def gru_backward(
     biases = {"bias_ih_l0": d_a, "bias_hh_l0": d_u}
     return grads | {name: d.sum(0) for name, d in biases.items() if name in params}
 
-# %% ../nbs/11_gru.ipynb #c063
+# %% ../nbs/11_gru.ipynb #c070
 class GRUCell(RecurrentCell):
     "One step of a GRU: `torch.nn.GRUCell`, with the place of the reset gate as an option."
     gates = 3  # r, z, n
@@ -252,7 +252,7 @@ class GRUCell(RecurrentCell):
         changed = [f"{name}=False" for name in ("bias", "reset_after") if not getattr(self, name)]
         return ", ".join([f"{self.input_size}, {self.hidden_size}", *changed])
 
-# %% ../nbs/11_gru.ipynb #c066
+# %% ../nbs/11_gru.ipynb #c074
 class GRULayer(CellLayer):
     "`GRUCell` over a batch of sequences: `torch.nn.GRU` with one layer, in both forms."
     def __init__(self,
