@@ -168,7 +168,7 @@ def test_an_update_gate_of_1_keeps_and_of_0_replaces():
             if kept: assert_parity(d_h0, np.ones((1, 2, 4)))
 
 
-def onnx_answer(x, params, h0, after):
+def onnx_answer(x, params, h0, lengths, after):
     "What ONNX Runtime's GRU gives for one direction: output and final state, float32."
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     from onnx import TensorProto, helper, numpy_helper
@@ -178,9 +178,9 @@ def onnx_answer(x, params, h0, after):
     H = h0.shape[2]
     constants = {"W": ordered(params["weight_ih_l0"]), "R": ordered(params["weight_hh_l0"]),
                  "B": np.concatenate([ordered(params["bias_ih_l0"]), ordered(params["bias_hh_l0"])], axis=1)}
-    given = {"X": x.astype(np.float32), "h0": h0.astype(np.float32)}
-    node = helper.make_node("GRU", ["X", "W", "R", "B", "", "h0"], ["Y", "Y_h"], hidden_size=H, linear_before_reset=int(after))
-    value = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+    given = {"X": x.astype(np.float32), "lengths": np.array(lengths, np.int32), "h0": h0.astype(np.float32)}
+    node = helper.make_node("GRU", ["X", "W", "R", "B", "lengths", "h0"], ["Y", "Y_h"], hidden_size=H, linear_before_reset=int(after))
+    value = lambda name: helper.make_tensor_value_info(name, TensorProto.INT32 if name == "lengths" else TensorProto.FLOAT, None)
     graph = helper.make_graph([node], "gru", [value(name) for name in given], [value("Y"), value("Y_h")],
                               [numpy_helper.from_array(array, name) for name, array in constants.items()])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
@@ -192,12 +192,13 @@ def onnx_answer(x, params, h0, after):
 @each_form
 def test_equals_onnxruntime(after):
     rng = np.random.default_rng(6)
-    params, x, h0 = gru_init(3, 4, rng=rng), rng.standard_normal((20, 2, 3)), rng.standard_normal((1, 2, 4))
-    expected = onnx_answer(x, params, h0, after)
-    assert_parity(gru_forward(x, params, h0, reset_after=after)[:2], expected, tol=5e-6)
-    answer = layer_of(params, 3, 4, reset_after=after)(torch.from_numpy(x), torch.from_numpy(h0))
-    assert_parity(tuple(a.detach() for a in answer), expected, tol=5e-6)
-    assert np.abs(gru_forward(x, params, h0, reset_after=not after)[0] - expected[0]).max() > 1e-3
+    params, x, h0 = gru_init(3, 4, rng=rng), rng.standard_normal((20, 3, 3)), rng.standard_normal((1, 3, 4))
+    lengths = [7, 20, 1]
+    expected = onnx_answer(x, params, h0, lengths, after)
+    assert_parity(gru_forward(x, params, h0, lengths=lengths, reset_after=after)[:2], expected, tol=1e-6)
+    answer = layer_of(params, 3, 4, reset_after=after)(torch.from_numpy(x), torch.from_numpy(h0), lengths=lengths)
+    assert_parity(tuple(a.detach() for a in answer), expected, tol=1e-6)
+    assert np.abs(gru_forward(x, params, h0, lengths=lengths, reset_after=not after)[0] - expected[0]).max() > 1e-3
 
 
 @pytest.mark.parametrize("bias", [True, False])
