@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'use_style', 'plot_curves', 'plot_gradient_norms', 'plot_activations', 'plot_gates', 'plot_histograms',
-           'plot_surface', 'plot_spectra', 'HTML', 'SVG', 'show_text', 'plot_connectivity', 'draw_cell',
-           'draw_unrolled', 'draw_stack']
+           'plot_rows', 'plot_surface', 'plot_spectra', 'HTML', 'SVG', 'show_text', 'plot_connectivity', 'draw_cell',
+           'draw_unrolled', 'draw_stack', 'draw_bidirectional']
 
 # %% ../nbs/00a_plotting.ipynb #c003
 import html
@@ -253,6 +253,31 @@ def plot_histograms(
         if title: axes[0].figure.suptitle(title, x=0.02, ha="left", fontsize=11, weight="bold")
 
 # %% ../nbs/00a_plotting.ipynb #c058
+def plot_rows(
+    scores: dict, # label -> values (seeds, rows)
+    rows: list, # the name of each row, from the top down
+    *,
+    xlabel: str, # what the values are, with their unit
+    rules: tuple = (), # numbers of rows above which a line parts the groups
+    title: str | None = None, # title above the figure
+    ax=None, # matplotlib axes to draw into; None for a new figure
+):
+    "Draw several methods' values row by row: a large mark for the median, a dot for each seed."
+    scores = {label: _checked(f"scores[{label!r}]", values, 2) for label, values in scores.items()}
+    for label, values in scores.items():
+        if values.shape[1] != len(rows): raise ValueError(f"scores[{label!r}]: expected (seeds, {len(rows)}), got {values.shape}")
+    styles, lanes = _line_styles(scores), 0.22 * (np.arange(len(scores)) - (len(scores) - 1) / 2)
+    with _axes(ax, height=1.6 + 0.33 * len(rows)) as ax:
+        for (label, values), lane, marker in zip(scores.items(), lanes, "oDs^v>*"):
+            color, at = styles[label]["color"], np.arange(len(rows)) + lane
+            for seed in values: ax.plot(seed, at, ".", color=color, alpha=0.4)
+            ax.plot(np.median(values, 0), at, marker, color=color, label=label, markersize=6)
+        for row in rules: ax.axhline(row - 0.5, color=COLORS["x"], linewidth=1.2)
+        ax.set(yticks=range(len(rows)), yticklabels=rows, xlabel=xlabel, ylim=(len(rows) - 0.5, -0.5))
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(scores))
+        if title: ax.set_title(title, pad=28)
+
+# %% ../nbs/00a_plotting.ipynb #c063
 _GREYS = LinearSegmentedColormap.from_list("rnnbook.greys", ["white", "#a4a9ae"])
 
 def _levels(z, count, log, center):
@@ -263,7 +288,7 @@ def _levels(z, count, log, center):
     low, high = z.min(), z.max() + 1e-9 * (np.ptp(z) or 1.0)  # the highest point inside the last level
     return (np.geomspace if log else np.linspace)(low, high, count + 1), _GREYS
 
-# %% ../nbs/00a_plotting.ipynb #c059
+# %% ../nbs/00a_plotting.ipynb #c064
 def _checked_map(z, x, y, log):
     "The arrays of a map, checked against each other."
     z, x, y = _checked("z", z, 2), _checked("x", x, 1), _checked("y", y, 1)
@@ -272,7 +297,7 @@ def _checked_map(z, x, y, log):
     if log and not (z > 0).all(): raise ValueError(f"z: expected positive values with log=True, got {z.min()}")
     return z, x, y
 
-# %% ../nbs/00a_plotting.ipynb #c060
+# %% ../nbs/00a_plotting.ipynb #c065
 def _draw_paths(ax, paths):
     "Paths over a map, in the styles of curves."
     styles = _line_styles(paths)
@@ -283,7 +308,7 @@ def _draw_paths(ax, paths):
         ax.plot(*path.T, label=label, linewidth=1.4, **styles[label])
         ax.plot(*path[0], "o", *path[-1], "x", color=styles[label]["color"], markersize=6)
 
-# %% ../nbs/00a_plotting.ipynb #c061
+# %% ../nbs/00a_plotting.ipynb #c066
 def plot_surface(
     z, # (Y, X) heights over the grid
     x, # (X,) horizontal positions, increasing
@@ -315,7 +340,7 @@ def plot_surface(
         if title: ax.set_title(title)
         if paths: ax.legend()
 
-# %% ../nbs/00a_plotting.ipynb #c066
+# %% ../nbs/00a_plotting.ipynb #c071
 def plot_spectra(
     matrices: dict, # label -> (H, H) matrix
     *,
@@ -338,7 +363,7 @@ def plot_spectra(
         axes[0].set_ylabel("imaginary part")
         if title: axes[0].figure.suptitle(title, x=0.02, ha="left", fontsize=11, weight="bold")
 
-# %% ../nbs/00a_plotting.ipynb #c071
+# %% ../nbs/00a_plotting.ipynb #c076
 @dataclass(frozen=True, repr=False)
 class HTML:
     "A piece of HTML that a notebook shows."
@@ -347,7 +372,7 @@ class HTML:
     def _repr_html_(self): return self.source
     def __repr__(self): return f"HTML of {len(self.source)} characters"
 
-# %% ../nbs/00a_plotting.ipynb #c072
+# %% ../nbs/00a_plotting.ipynb #c077
 @dataclass(frozen=True, repr=False)
 class SVG:
     "A drawing that a notebook shows."
@@ -356,12 +381,12 @@ class SVG:
     def _repr_svg_(self): return self.source
     def __repr__(self): return f"SVG of {len(self.source)} characters"
 
-# %% ../nbs/00a_plotting.ipynb #c076
+# %% ../nbs/00a_plotting.ipynb #c081
 def _mix(color, share):
     "`color` on white paper: `share` 0 is white, 1 the color itself."
     return to_hex([1 - share * (1 - part) for part in to_rgb(color)])
 
-# %% ../nbs/00a_plotting.ipynb #c077
+# %% ../nbs/00a_plotting.ipynb #c082
 def _text_card(text, colors, legend):
     "Text on a white card, each character on its color; neighbors of equal color share one span."
     colors, spans, start = list(colors), [], 0
@@ -377,7 +402,7 @@ def _text_card(text, colors, legend):
         f'<div style="font:12px/1.6 sans-serif;margin-top:.7em">{"".join(swatches)}</div></div>'
     )
 
-# %% ../nbs/00a_plotting.ipynb #c078
+# %% ../nbs/00a_plotting.ipynb #c083
 def _per_character(name, text, values):
     "`values` as an array with one entry for each character of `text`."
     values = _checked(name, values, 1)
@@ -385,7 +410,7 @@ def _per_character(name, text, values):
         raise ValueError(f"{name}: expected ({len(text)},), one per character of text, got {values.shape}")
     return values
 
-# %% ../nbs/00a_plotting.ipynb #c079
+# %% ../nbs/00a_plotting.ipynb #c084
 def show_text(
     text: str, # the text to show
     values, # (N,) one value per character, such as a unit's activation; below -1 counts as -1, above 1 as 1
@@ -398,7 +423,7 @@ def show_text(
         return _mix(COLORS["h"], -0.75 * value)  # a blue on which ink can still be read
     return _text_card(text, map(shade, values), [("−1", shade(-1)), ("0", shade(0)), ("+1", shade(1))])
 
-# %% ../nbs/00a_plotting.ipynb #c088
+# %% ../nbs/00a_plotting.ipynb #c093
 def plot_connectivity(
     text: str, # the characters that were read
     magnitudes, # (N,) magnitude of the gradient of an output with respect to each character, >= 0
@@ -412,7 +437,7 @@ def plot_connectivity(
     shade = lambda share: _mix(COLORS["y"], 0.85 * share)
     return _text_card(text, map(shade, shares), [("gradient 0", shade(0)), (f"{largest:.2g}", shade(1))])
 
-# %% ../nbs/00a_plotting.ipynb #c093
+# %% ../nbs/00a_plotting.ipynb #c098
 _MATH, _SANS = "'STIX Two Text','Times New Roman',Times,serif", "Helvetica,Arial,sans-serif"
 
 def _label(x, y, text, size=19, family=_MATH, anchor="middle"):
@@ -428,14 +453,14 @@ def _label(x, y, text, size=19, family=_MATH, anchor="middle"):
     place = f'x="{x:g}" y="{y + 0.33 * size:g}" text-anchor="{anchor}" fill="{_INK}"'
     return f'<text {place} font-family="{family}" font-size="{size}">{spans}</text>'
 
-# %% ../nbs/00a_plotting.ipynb #c095
+# %% ../nbs/00a_plotting.ipynb #c100
 def _box(x, y, label, color, width=100, family=_MATH):
     "A learned layer: a box around (x, y)."
     place = f'x="{x - width / 2:g}" y="{y - 24}" width="{width}" height="48" rx="8"'
     box = f'<rect {place} fill="{_mix(color, 0.16)}" stroke="{color}" stroke-width="2"/>'
     return box + _label(x, y, label, family=family)
 
-# %% ../nbs/00a_plotting.ipynb #c096
+# %% ../nbs/00a_plotting.ipynb #c101
 def _circle(x, y, label, size=14):
     "A pointwise operation: a circle around (x, y)."
     circle = f'<circle cx="{x}" cy="{y}" r="22" fill="#ffffff" stroke="{_INK}" stroke-width="2"/>'
@@ -445,13 +470,13 @@ def _dot(x, y, color):
     "A place where an arrow branches off."
     return f'<circle cx="{x}" cy="{y}" r="4" fill="{color}"/>'
 
-# %% ../nbs/00a_plotting.ipynb #c098
+# %% ../nbs/00a_plotting.ipynb #c103
 def _toward(start, end, distance):
     "The point at `distance` from `start` on the way to `end`."
     share = distance / math.dist(start, end)
     return start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1])
 
-# %% ../nbs/00a_plotting.ipynb #c099
+# %% ../nbs/00a_plotting.ipynb #c104
 def _arrow(*points, color=_INK, dashed=False):
     "An arrow along a chain of points, with rounded corners and its head at the last one."
     write = lambda point: f"{point[0]:.4g} {point[1]:.4g}"
@@ -465,7 +490,7 @@ def _arrow(*points, color=_INK, dashed=False):
     line = f'<path d="{path}L{write(neck)}" fill="none" stroke="{color}" stroke-width="2"{dash}/>'
     return line + f'<path d="M{write(tip)}L{write(left)}L{write(right)}Z" fill="{color}"/>'
 
-# %% ../nbs/00a_plotting.ipynb #c102
+# %% ../nbs/00a_plotting.ipynb #c107
 def _drawing(parts, width, height, title, description):
     "The parts, each a group, on a white card with rounded corners; no ids, so that many drawings fit on one page."
     groups = "".join(f"<g>{part}</g>" for part in parts)
@@ -476,7 +501,7 @@ def _drawing(parts, width, height, title, description):
         f'<rect width="{width}" height="{height}" rx="12" fill="#ffffff"/>{groups}</svg>'
     )
 
-# %% ../nbs/00a_plotting.ipynb #c104
+# %% ../nbs/00a_plotting.ipynb #c109
 def _rnn_cell():
     "Width, height, description and parts of the simple recurrent cell."
     x, h = COLORS["x"], COLORS["h"]
@@ -492,7 +517,7 @@ def _rnn_cell():
         _dot(548, 126, h) + _arrow(*back, color=h, dashed=True) + _label(332, 26, "to the next step", 14, _SANS),
     ]
 
-# %% ../nbs/00a_plotting.ipynb #c106
+# %% ../nbs/00a_plotting.ipynb #c111
 def _gate(x, start, name, color, function="σ"):
     "A learned layer that reads the line of inputs below it, from `start` on, and the function above it."
     line = _arrow((start, 356), (x, 356), (x, 309), color=COLORS["h"])
@@ -519,7 +544,7 @@ def _lstm_cell():
         + _arrow((634, 214), (672, 214), color=h),
     ]
 
-# %% ../nbs/00a_plotting.ipynb #c108
+# %% ../nbs/00a_plotting.ipynb #c113
 def _tap(x, name, color):
     "A gate of the GRU: a learned layer that taps the lines of the state and of the input, and its sigmoid."
     taps = "".join(_dot(place, y, ink) + _arrow((place, y), (place, 309), color=ink)
@@ -547,7 +572,7 @@ def _gru_cell():
         + _arrow((332, 142), (397, 142), color=z) + _circle(420, 142, "×", 24),
     ]
 
-# %% ../nbs/00a_plotting.ipynb #c109
+# %% ../nbs/00a_plotting.ipynb #c114
 _CELLS = {"rnn": _rnn_cell, "lstm": _lstm_cell, "gru": _gru_cell}
 
 def draw_cell(
@@ -561,7 +586,7 @@ def draw_cell(
         raise ValueError(f"step: expected 1 to {len(parts)}, got {step}")
     return _drawing(parts[:step], width, height, f"The {kind.upper()} cell", equation)
 
-# %% ../nbs/00a_plotting.ipynb #c129
+# %% ../nbs/00a_plotting.ipynb #c134
 def _unrolled_step(t, gap, row, gradient):
     "Step `t` of an unrolled network: input, cell, output, state, and the two gradients on their way back."
     x, h, y = COLORS["x"], COLORS["h"], COLORS["y"]
@@ -578,7 +603,7 @@ def _unrolled_step(t, gap, row, gradient):
         part += _label((at + end) / 2 - 20, row + 20 + off, f"∂L/∂h_{t - 1}", 14)
     return part
 
-# %% ../nbs/00a_plotting.ipynb #c130
+# %% ../nbs/00a_plotting.ipynb #c135
 def draw_unrolled(
     steps: int = 3, # number of time steps to draw, 1 to 8
     gradient: bool = False, # also draw the way of the gradient, from the outputs back through time?
@@ -592,7 +617,7 @@ def draw_unrolled(
     about = "Every cell reads an input and the state before it, and writes the state after it." + back
     return _drawing(parts, gap * (steps + 1) - 20, 300, f"A recurrent network unrolled over {steps} steps", about)
 
-# %% ../nbs/00a_plotting.ipynb #c137
+# %% ../nbs/00a_plotting.ipynb #c142
 def draw_stack(
     layers: int = 3, # number of layers to draw, 1 to 6
     steps: int = 3, # number of time steps to draw, 1 to 8
@@ -613,3 +638,22 @@ def draw_stack(
         parts.append(part)
     about = "Each layer reads the states of the layer below it, and its own state from the step before."
     return _drawing(parts, gap * steps + 84, bottom + 126, f"{layers} recurrent layers unrolled over {steps} steps", about)
+
+# %% ../nbs/00a_plotting.ipynb #c147
+def draw_bidirectional(
+    steps: int = 4, # number of time steps to draw, 1 to 8
+) -> SVG: # shown by a notebook
+    "Draw a bidirectional network, unrolled: two chains over the same inputs, in opposite directions."
+    if not 1 <= steps <= 8: raise ValueError(f"steps: expected 1 to 8, got {steps}")
+    x, forward, reverse, y, gap, parts = COLORS["x"], COLORS["h"], COLORS["c"], COLORS["y"], 150, []
+    for t in range(1, steps + 1):
+        at = gap * t - 30
+        part = _label(at, 372, f"x_{t}") + _arrow((at - 22, 352), (at - 22, 295), color=x)
+        part += _arrow((at + 22, 352), (at + 22, 185), color=x) + _box(at - 22, 270, "→", forward, 60)
+        part += _box(at + 22, 160, "←", reverse, 60) + _arrow((at + 22, 135), (at + 22, 80), color=reverse)
+        part += _arrow((at - 22, 245), (at - 22, 80), color=forward) + _label(at, 56, f"y_{t}")
+        if t < steps: part += _arrow((at + 9, 270), (at + gap - 53, 270), color=forward)
+        if t > 1: part += _arrow((at - 9, 160), (at - gap + 53, 160), color=reverse)
+        parts.append(part)
+    about = "One chain of states runs from first to last, the other from last to first; outputs read both."
+    return _drawing(parts, gap * steps + 50, 400, "A bidirectional network", about)

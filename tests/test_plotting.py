@@ -14,7 +14,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from rnnbook.plotting import (
-    COLORS, HTML, SVG, draw_cell, draw_stack, draw_unrolled, plot_activations, plot_connectivity, plot_curves, plot_gates, plot_gradient_norms, plot_histograms, plot_spectra, plot_surface,
+    COLORS, HTML, SVG, draw_bidirectional, draw_cell, draw_stack, draw_unrolled, plot_activations, plot_connectivity, plot_curves, plot_gates, plot_gradient_norms, plot_histograms, plot_rows, plot_spectra, plot_surface,
     show_text, use_style,
 )
 
@@ -22,7 +22,7 @@ NAMES = {"xlabel": "step", "ylabel": "value"}
 PARTS = dict(rnn=6, lstm=6, gru=4)
 DRAWINGS = [draw_cell(kind, step) for kind, parts in PARTS.items() for step in (None, *range(1, parts + 1))] + [
     draw_unrolled(steps, gradient) for steps in (1, 3, 8) for gradient in (False, True)
-] + [draw_stack(layers, steps) for layers, steps in ((1, 1), (3, 3), (6, 8))]
+] + [draw_stack(layers, steps) for layers, steps in ((1, 1), (3, 3), (6, 8))] + [draw_bidirectional(steps) for steps in (1, 8)]
 
 
 @pytest.fixture
@@ -292,6 +292,7 @@ def test_the_unrolled_network_has_a_part_per_step():
     (lambda: draw_cell("rnn", 7), "step: expected 1 to 6, got 7"),
     (lambda: draw_unrolled(0), "steps: expected 1 to 8, got 0"),
     (lambda: draw_unrolled(9), "steps: expected 1 to 8, got 9"),
+    (lambda: draw_bidirectional(0), "steps: expected 1 to 8, got 0"),
     (lambda: draw_stack(7), "layers: expected 1 to 6, got 7"),
     (lambda: draw_stack(2, 9), "steps: expected 1 to 8, got 9"),
 ])
@@ -361,3 +362,13 @@ def test_spectra_are_the_eigenvalues():
         expected = np.linalg.eigvals(np.asarray(matrix, float))
         assert np.allclose(np.sort_complex(x + 1j * y), np.sort_complex(expected)) and ax.get_aspect() == 1
     with pytest.raises(ValueError, match=r"matrices\['c'\]: expected a square matrix, got \(2, 3\)"): plot_spectra({"c": np.ones((2, 3))})
+
+
+def test_rows_draw_each_seed_and_the_median(axes):
+    scores = {"h": [[1, 2], [3, 9], [5, 4]], "other": [[0, 0]]}
+    plot_rows(scores, ["a", "b"], xlabel="x", rules=(1,), title="t", ax=axes)
+    drawn = [list(line.get_xdata()) for line in axes.lines]
+    assert drawn[:5] == [[1, 2], [3, 9], [5, 4], [3, 4], [0, 0]] and axes.get_legend() is not None
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"] and axes.get_ylim() == (1.5, -0.5)
+    with pytest.raises(ValueError, match=re.escape("scores['h']: expected (seeds, 3), got (3, 2)")):
+        plot_rows(scores, list("abc"), xlabel="x")
