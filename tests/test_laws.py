@@ -445,8 +445,10 @@ def test_hidden_state_is_found():
 
 def undocumented(source):
     "Public functions and classes of a module's source without a docstring, and functions' parameters without a comment."
-    lines, found = source.splitlines(), []
-    for node in ast.parse(source).body:
+    lines, found, tree = source.splitlines(), [], ast.parse(source)
+    if not (ast.get_docstring(tree) or "").endswith("."):  # nbdev takes the first line of the chapter's claim
+        found.append("the module: expected the chapter's claim, a sentence in one line")
+    for node in tree.body:
         if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith("_"):
             continue
         if ast.get_docstring(node) is None:
@@ -463,7 +465,8 @@ def test_everything_public_is_documented(chapter):
 
 
 def test_missing_documentation_is_found():
-    source = 'def f(\n    x, # (B, I) input\n    y,\n): "Docstring."\n\nclass C:\n    size = 1\n'
+    source = '"A claim."\ndef f(\n    x, # (B, I) input\n    y,\n): "Docstring."\n\nclass C:\n    size = 1\n'
+    assert undocumented('"A claim that"\n') == ["the module: expected the chapter's claim, a sentence in one line"]
     assert undocumented(source) == ["f: no comment for y", "C: no docstring"]
 
 
