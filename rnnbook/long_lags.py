@@ -27,7 +27,7 @@ from .training import train
 class Batch(NamedTuple):
     "Sequences to read, and what is to be answered."
     x: np.ndarray       # (T, B, I) inputs, 0 past each sequence's end
-    target: np.ndarray  # what the network is told: a class for each sequence (B,) or step (T, B), or numbers (B, 1)
+    target: np.ndarray  # what is told: classes (B,), or (T, B) at every step; or numbers (B, 1)
     lengths: np.ndarray # (B,) number of inputs
     right: np.ndarray   # what its answers are judged by; often the same as `target`
 
@@ -81,7 +81,7 @@ def network_init(
     shortcut: bool = False, # do the inputs reach the outputs directly as well?
     dtype=np.float64, # float type of every array
 ) -> dict: # parameters by name, those of `rnn_init` or `lstm_init` with a readout; `weight_xo` (O, I)
-    "A network that is made to remember: orthogonal W_hh, or gates set for memories of 2 to `longest` steps."
+    "A network made to remember: orthogonal W_hh, or gates for memories of 2 to `longest` steps."
     cell, options = _cell(network)
     sizes = dict(rng=rng, dtype=dtype)
     if cell == "rnn":
@@ -107,7 +107,8 @@ def network_forward(
     "Read sequences and answer."
     cell, options = _cell(network)
     if "weight_xo" in params and not every:
-        raise ValueError(f"weight_xo: expected none unless every=True, got {params['weight_xo'].shape}")
+        shape = params["weight_xo"].shape
+        raise ValueError(f"weight_xo: expected none unless every=True, got {shape}")
     output, final, tape = CELLS[cell][0](x, params, state, lengths=lengths, **options)
     h = output if every else (final if cell == "rnn" else final[0])[0]  # (T, B, H) or (B, H)
     y = h @ params["weight_ho"].T + params["bias_ho"]
@@ -124,7 +125,8 @@ def network_backward(
     d_h = d_y @ params["weight_ho"]
     d_state = (d_h[None], None) if lstm else d_h[None]
     backward = CELLS[NETWORKS[tape["network"]][0]][1]
-    grads = backward(d_h, None, tape["tape"]) if tape["every"] else backward(None, d_state, tape["tape"])
+    arriving = (d_h, None) if tape["every"] else (None, d_state)
+    grads = backward(*arriving, tape["tape"])
     rows = d_y.reshape(-1, d_y.shape[-1])  # (T*B, O) or (B, O)
     grads |= {"weight_ho": rows.T @ h.reshape(len(rows), -1), "bias_ho": rows.sum(0)}
     if "weight_xo" in params:
@@ -137,7 +139,7 @@ def answer_loss(
     y: np.ndarray, # outputs: (B, O), or (T, B, O) if there is an answer at every step
     batch: Batch, # what was read, and what is to be answered
 ) -> tuple: # loss; gradient for y
-    "Cross-entropy where the target is a class, squared error where it is a number; the mean over the answers."
+    "Cross-entropy where the target is a class, squared error where it is a number; the mean."
     if batch.target.dtype.kind == "f":
         error = y - batch.target
         return float((error ** 2).mean()), (2 / error.size * error).astype(y.dtype)
@@ -176,7 +178,7 @@ class Problem(NamedTuple):
     recent: int               # how many of the most recent training sequences are looked at
     mistakes: int = 0         # so many of these may be wrong
     mean_error: float = 1e9   # their mean error has to be below this
-    test: object = None       # function (rng) -> Batches that have to fulfil the same; None for no test
+    test: object = None       # function (rng) -> Batches that have to fulfil the same; or None
     every: bool = False       # an answer at every step, or at the end only?
     shortcut: bool = False    # do the inputs reach the outputs directly as well?
     alone: int = 0            # sequences during which nothing but this shortcut learns
@@ -186,14 +188,16 @@ class Problem(NamedTuple):
     ) -> bool:
         "Do these errors fulfil the criterion?"
         errors = np.asarray(errors)
-        return bool((errors >= self.tolerance).sum() <= self.mistakes and errors.mean() < self.mean_error)
+        wrong = (errors >= self.tolerance).sum()
+        return bool(wrong <= self.mistakes and errors.mean() < self.mean_error)
 
 # %% ../nbs/18_long_lags.ipynb #c033
 def _check_solved(problem, network, run, recent, rng):
     "Is the criterion fulfilled? If a test fails, the recent sequences are counted anew."
     if len(recent) < problem.recent or not problem.passed(recent): return False
     for batch in problem.test(rng) if problem.test else ():
-        y, _, _ = network_forward(network, batch.x.astype(np.float32), run.params, lengths=batch.lengths, every=problem.every)
+        x = batch.x.astype(np.float32)
+        y, _, _ = network_forward(network, x, run.params, lengths=batch.lengths, every=problem.every)
         if not problem.passed(answer_errors(y, batch)):
             recent.clear()
             return False
@@ -210,7 +214,7 @@ def solve(
     batch_size: int = 20, # B, sequences of one update
     lr: float = 0.01, # learning rate of Adam
     progress: bool = True, # show a progress bar?
-) -> tuple: # number of sequences until the criterion was fulfilled, None if it was not; parameters; History
+) -> tuple: # sequences until the criterion was fulfilled, None if it was not; parameters; History
     "Train a network in float32 until it fulfils the criterion of its problem."
     params = network_init(network, problem.draw(1, rng).x.shape[2], units, problem.outputs, rng=rng,
                           longest=problem.longest, shortcut=problem.shortcut, dtype=np.float32)
@@ -224,12 +228,14 @@ def solve(
         recent.extend(answer_errors(y, batch))
         loss, d_y = answer_loss(y, batch)
         grads = network_backward(d_y, tape)
-        if read <= problem.alone: grads = {name: g * (name in ("weight_xo", "bias_ho")) for name, g in grads.items()}
+        if read <= problem.alone:
+            grads = {name: g * (name in ("weight_xo", "bias_ho")) for name, g in grads.items()}
         return loss, grads, read
     def check(run):
-        if not solved and _check_solved(problem, network, run, recent, rng): solved.append(run.history.state)
-    params, history = train(loss_and_grads, params, batches(), lr=lr, max_norm=1.0, steps=most // batch_size,
-                            callbacks=[check], progress=progress)
+        if not solved and _check_solved(problem, network, run, recent, rng):
+            solved.append(run.history.state)
+    params, history = train(loss_and_grads, params, batches(), lr=lr, max_norm=1.0,
+                            steps=most // batch_size, callbacks=[check], progress=progress)
     return (solved or [None])[0], params, history
 
 # %% ../nbs/18_long_lags.ipynb #c042
@@ -239,7 +245,8 @@ REBER = {"start": {"B": 1}, 1: {"T": 2, "P": 3}, 2: {"S": 2, "X": 4}, 3: {"T": 3
 # %% ../nbs/18_long_lags.ipynb #c044
 def _embedded(graph):
     "The grammar that puts a word of `graph` between two equal letters, T or P."
-    nodes = {"start": {"B": "letter"}, "letter": {s: (s, "start") for s in "TP"}, "last": {"E": "end"}}
+    nodes = {"start": {"B": "letter"}, "letter": {s: (s, "start") for s in "TP"},
+             "last": {"E": "end"}}
     for letter in "TP":
         for node, edges in graph.items():
             nodes[letter, node] = {symbol: (letter, there) for symbol, there in edges.items()}
@@ -270,7 +277,7 @@ def reber_strings(
         strings.append(string)
     return strings
 
-# %% ../nbs/18_long_lags.ipynb #c050
+# %% ../nbs/18_long_lags.ipynb #c051
 SYMBOLS = "BEPSTVX"  # the grammar's alphabet
 
 def possible_next(
@@ -289,7 +296,7 @@ def possible_next(
         rows.append([s in EMBEDDED_REBER.get(node, "") for s in SYMBOLS])
     return np.array(rows, bool).reshape(len(string), len(SYMBOLS))
 
-# %% ../nbs/18_long_lags.ipynb #c051
+# %% ../nbs/18_long_lags.ipynb #c052
 def embedded_reber(
     strings, # B strings of the grammar, see `reber_strings`
 ) -> Batch: # one-hot symbols (T, B, 7); the next symbol (T, B); which may be next (T, B, 7) bool
@@ -299,7 +306,7 @@ def embedded_reber(
     right, _ = pad_sequences([possible_next(string)[:-1] for string in strings], False)  # (T, B, 7)
     return Batch(_inside(one_hot(ids[:-1], len(SYMBOLS)), lengths - 1), ids[1:], lengths - 1, right)
 
-# %% ../nbs/18_long_lags.ipynb #c055
+# %% ../nbs/18_long_lags.ipynb #c056
 def reber_problem(
     rng: np.random.Generator, # source of the strings
     count: int = 256, # strings to train on, and as many others to test
@@ -308,10 +315,12 @@ def reber_problem(
     trained = reber_strings(count, rng)
     others = []
     while len(others) < count: others += [s for s in reber_strings(count, rng) if s not in trained]
-    def draw(batch_size, rng): return embedded_reber([trained[k] for k in rng.integers(0, count, batch_size)])
-    return Problem(draw, len(SYMBOLS), 12, 0.5, count, test=lambda rng: [embedded_reber(trained + others[:count])], every=True)
+    def draw(batch_size, rng):
+        return embedded_reber([trained[k] for k in rng.integers(0, count, batch_size)])
+    tested = [embedded_reber(trained + others[:count])]
+    return Problem(draw, len(SYMBOLS), 12, 0.5, count, test=lambda rng: tested, every=True)
 
-# %% ../nbs/18_long_lags.ipynb #c058
+# %% ../nbs/18_long_lags.ipynb #c059
 def long_lag(
     lag: int, # p, steps from the first symbol to the last, at least 2
     batch_size: int, # B
@@ -319,24 +328,25 @@ def long_lag(
     *,
     random: bool = False, # random symbols between (2b), or always the same (2a)?
 ) -> Batch: # one-hot symbols (p, B, p+1); the next symbol (p, B); judged: every one, or (2b) the last
-    """The last symbol is the first one again, x or y; `lag` - 1 others stand between. Say at each step what is next.
+    """The last symbol is the first again, x or y; `lag` - 1 others stand between. Say what is next.
 
     The symbols are numbered a_1 to a_{p-1} from 0, then x = p - 1 and y = p.
     Source: Hochreiter and Schmidhuber (1997), tasks 2a and 2b.
     """
     _check_count("lag", lag, 2); _check_count("batch_size", batch_size); _check_rng(rng)
-    ids = np.tile(np.arange(-1, lag)[:, None], batch_size)  # (p+1, B): its first and last row are replaced
+    ids = np.tile(np.arange(-1, lag)[:, None], batch_size)  # (p+1, B): both ends are replaced
     if random: ids[1:-1] = rng.integers(0, lag - 1, (lag - 1, batch_size))
     ids[0] = ids[-1] = rng.integers(lag - 1, lag + 1, batch_size)
-    return Batch(one_hot(ids[:-1], lag + 1), ids[1:], np.full(batch_size, lag), ids[-1] if random else ids[1:])
+    right = ids[-1] if random else ids[1:]
+    return Batch(one_hot(ids[:-1], lag + 1), ids[1:], np.full(batch_size, lag), right)
 
-# %% ../nbs/18_long_lags.ipynb #c061
+# %% ../nbs/18_long_lags.ipynb #c062
 def _lengths(steps, batch_size, rng):
     "Random lengths from T to T + T/10, after the checks that the tasks of this kind share."
     _check_count("steps", steps, 20); _check_count("batch_size", batch_size, 1); _check_rng(rng)
     return rng.integers(steps, steps + steps // 10 + 1, batch_size)
 
-# %% ../nbs/18_long_lags.ipynb #c062
+# %% ../nbs/18_long_lags.ipynb #c063
 def two_sequences(
     steps: int, # T, least length, at least 20
     batch_size: int, # B
@@ -347,15 +357,16 @@ def two_sequences(
 ) -> Batch: # x (T, B, 1); classes (B,): 1 where the beginning is +1, 0 where it is -1
     """A beginning of +1 or -1, then noise of variance 0.2 on the same line: say which it was.
 
-    Source: Hochreiter and Schmidhuber (1997), tasks 3a and 3b, after Bengio, Simard and Frasconi (1994).
+    Source: Hochreiter and Schmidhuber (1997), tasks 3a, 3b, after Bengio, Simard and Frasconi (1994).
     """
     lengths = _lengths(steps, batch_size, rng)
     answer = rng.integers(0, 2, batch_size)
     x = math.sqrt(0.2) * rng.standard_normal((lengths.max(), batch_size))  # (T, B)
-    x[:informative] = 2 * answer - 1 + math.sqrt(noise) * rng.standard_normal((informative, batch_size))
+    on_top = math.sqrt(noise) * rng.standard_normal((informative, batch_size))
+    x[:informative] = 2 * answer - 1 + on_top
     return Batch(_inside(x[..., None], lengths), answer, lengths, answer)
 
-# %% ../nbs/18_long_lags.ipynb #c063
+# %% ../nbs/18_long_lags.ipynb #c064
 def noisy_targets(
     steps: int, # T, least length, at least 20
     batch_size: int, # B
@@ -363,7 +374,7 @@ def noisy_targets(
     *,
     informative: int = 3, # N, how many elements at the beginning tell the class
 ) -> Batch: # x (T, B, 1); target (B, 1) with noise; right (B, 1), the expected target, 0.2 or 0.8
-    """`two_sequences` with targets 0.2 for a beginning of +1 and 0.8 for -1, plus noise of variance 0.1.
+    """`two_sequences` with targets 0.2 for +1 and 0.8 for -1, plus noise of variance 0.1.
 
     Source: Hochreiter and Schmidhuber (1997), task 3c.
     """
@@ -371,7 +382,7 @@ def noisy_targets(
     right = 0.8 - 0.6 * answer[:, None]  # (B, 1)
     return Batch(x, right + math.sqrt(0.1) * rng.standard_normal((batch_size, 1)), lengths, right)
 
-# %% ../nbs/18_long_lags.ipynb #c069
+# %% ../nbs/18_long_lags.ipynb #c070
 def _marked(steps, batch_size, rng, low, neutral):
     "Numbers and marks (T, B, 2), the two marked numbers (B,) each, and the lengths (B,)."
     lengths, row = _lengths(steps, batch_size, rng), np.arange(batch_size)
@@ -386,7 +397,7 @@ def _marked(steps, batch_size, rng, low, neutral):
     x = _inside(x, lengths)
     return x, x[first, row, 0], x[second, row, 0], lengths
 
-# %% ../nbs/18_long_lags.ipynb #c070
+# %% ../nbs/18_long_lags.ipynb #c071
 def adding_problem_1997(
     steps: int, # T, least length, at least 20
     batch_size: int, # B
@@ -401,7 +412,7 @@ def adding_problem_1997(
     target = (0.5 + (a + b) / 4)[:, None]
     return Batch(x, target, lengths, target)
 
-# %% ../nbs/18_long_lags.ipynb #c071
+# %% ../nbs/18_long_lags.ipynb #c072
 def multiplication_problem(
     steps: int, # T, least length, at least 20
     batch_size: int, # B
@@ -415,16 +426,16 @@ def multiplication_problem(
     x, a, b, lengths = _marked(steps, batch_size, rng, 0, 1)
     return Batch(x, (a * b)[:, None], lengths, (a * b)[:, None])
 
-# %% ../nbs/18_long_lags.ipynb #c076
+# %% ../nbs/18_long_lags.ipynb #c077
 def noisy_temporal_order(
     signals: int, # signals to be told in their order, 2 or 3
     batch_size: int, # B
     rng: np.random.Generator, # source of randomness
 ) -> Batch: # one-hot symbols (T, B, 8); classes (B,), from 0 to 3 or to 7
-    """Two or three signals, X or Y each, far apart among a, b, c, d: say which they were, in their order.
+    """Two or three signals, X or Y each, far apart among a, b, c, d: which were they, in their order?
 
-    Begins with E, ends with B after 100 to 110 symbols. The symbols are numbered X, Y, a, b, c, d, E, B;
-    the class is the number whose binary digits are the signals: XX 0, XY 1, YX 2, YY 3.
+    Begins with E, ends with B after 100 to 110 symbols, numbered X, Y, a, b, c, d, E, B; the class
+    is the number whose binary digits are the signals: XX 0, XY 1, YX 2, YY 3.
     Source: Hochreiter and Schmidhuber (1997), tasks 6a and 6b.
     """
     if signals not in (2, 3): raise ValueError(f"signals: expected 2 or 3, got {signals}")
@@ -437,24 +448,26 @@ def noisy_temporal_order(
     ids[0], ids[lengths - 1, row] = 6, 7
     return Batch(_inside(one_hot(ids, 8), lengths), answer, lengths, answer)
 
-# %% ../nbs/18_long_lags.ipynb #c080
+# %% ../nbs/18_long_lags.ipynb #c081
 def _fresh(draw, count):
     "Tests of `count` fresh sequences, up to 1000 at a time."
     return lambda rng: [draw(min(count, 1000), rng) for _ in range(math.ceil(count / 1000))]
 
 def _end(draw, outputs, longest, tolerance, recent, fresh=0, **criterion):
     "A problem with an answer at the end, tested on `fresh` new sequences."
-    return Problem(draw, outputs, longest, tolerance, recent, test=_fresh(draw, fresh) if fresh else None, **criterion)
+    test = _fresh(draw, fresh) if fresh else None
+    return Problem(draw, outputs, longest, tolerance, recent, test=test, **criterion)
 
-# %% ../nbs/18_long_lags.ipynb #c081
+# %% ../nbs/18_long_lags.ipynb #c082
 PROBLEMS = {
-    "2a": Problem(partial(long_lag, 100), 101, 100, 0.25, 100, test=_fresh(partial(long_lag, 100), 20),
-                  every=True, shortcut=True, alone=4000),  # there are but two sequences
-    "2b": Problem(partial(long_lag, 100, random=True), 101, 100, 0.25, 256, every=True, shortcut=True, alone=2000,
-                  test=_fresh(partial(long_lag, 100, random=True), 10_000)),
+    "2a": Problem(partial(long_lag, 100), 101, 100, 0.25, 100, every=True, shortcut=True,
+                  alone=4000, test=_fresh(partial(long_lag, 100), 20)),
+    "2b": Problem(partial(long_lag, 100, random=True), 101, 100, 0.25, 256, every=True, shortcut=True,
+                  alone=2000, test=_fresh(partial(long_lag, 100, random=True), 10_000)),
     "2c": _end(partial(long_lag_noise, 50, 50), 2, 80, 0.2, 256, fresh=10_000),
     "3a": _end(partial(two_sequences, 100), 2, 110, 0.2, 256, fresh=256, mean_error=0.01),
-    "3b": _end(partial(two_sequences, 100, noise=0.2), 2, 110, 0.2, 256, fresh=256, mistakes=5, mean_error=0.04),
+    "3b": _end(partial(two_sequences, 100, noise=0.2), 2, 110, 0.2, 256, fresh=256, mistakes=5,
+               mean_error=0.04),
     "3c": _end(partial(noisy_targets, 100), 1, 110, 0.1, 256, fresh=256, mean_error=0.015),
     "4": _end(partial(adding_problem_1997, 100), 1, 110, 0.04, 2000, mean_error=0.01),
     "5, rough": _end(partial(multiplication_problem, 100), 1, 110, 0.04, 2000, mistakes=139),
@@ -463,16 +476,16 @@ PROBLEMS = {
     "6b": _end(partial(noisy_temporal_order, 3), 8, 110, 0.3, 2000, mean_error=0.1),
 }
 
-# %% ../nbs/18_long_lags.ipynb #c096
+# %% ../nbs/18_long_lags.ipynb #c099
 def _table(graph):
-    "Two arrays (nodes, 2): the symbol and the next node on each of the two ways out; the end is the start."
+    "Two arrays (nodes, 2): symbol and next node on each of the two ways out; the end is the start."
     nodes = list(graph)
     number = {node: k for k, node in enumerate(nodes)} | {"end": 0}
-    ways = [(list(edges.items()) * 2)[:2] for edges in graph.values()]  # where there is one way, it stands twice
+    ways = [(list(edges.items()) * 2)[:2] for edges in graph.values()]  # a single way stands twice
     return tuple(np.array([[f(way) for way in pair] for pair in ways])
                  for f in (lambda way: SYMBOLS.index(way[0]), lambda way: number[way[1]]))
 
-# %% ../nbs/18_long_lags.ipynb #c097
+# %% ../nbs/18_long_lags.ipynb #c100
 def continual_reber(
     steps: int, # T, symbols to read
     batch_size: int, # B, streams
@@ -480,7 +493,7 @@ def continual_reber(
 ) -> Batch: # as from `embedded_reber`; all streams go on
     """Embedded Reber strings one after the other in streams that never say where one ends.
 
-    Source: Gers, Schmidhuber and Cummins (2000), section 4.
+    Source: Gers, Schmidhuber and Cummins (2000).
     """
     _check_count("steps", steps); _check_count("batch_size", batch_size); _check_rng(rng)
     symbol, there = _table(EMBEDDED_REBER)
@@ -489,9 +502,10 @@ def continual_reber(
     for t in range(steps): node[t + 1] = there[node[t], way[t]]
     ids = symbol[node, way]                                              # (T+1, B)
     allowed = one_hot(symbol, len(SYMBOLS), bool).any(1)                 # (nodes, 7)
-    return Batch(one_hot(ids[:-1], len(SYMBOLS)), ids[1:], np.full(batch_size, steps), allowed[node[1:]])
+    x, lengths = one_hot(ids[:-1], len(SYMBOLS)), np.full(batch_size, steps)
+    return Batch(x, ids[1:], lengths, allowed[node[1:]])
 
-# %% ../nbs/18_long_lags.ipynb #c101
+# %% ../nbs/18_long_lags.ipynb #c104
 def error_free(
     network: str, # a key of `NETWORKS`
     params: dict, # trained parameters
@@ -507,27 +521,27 @@ def error_free(
     """
     batch, free, state = continual_reber(symbols, streams, rng), np.full(streams, symbols), None
     for start in range(0, symbols, 1000):
-        part = Batch(*(array[start:start + 1000] for array in batch[:2]), None, batch.right[start:start + 1000])
-        y, state, _ = network_forward(network, part.x.astype(np.float32), params, state, every=True)
-        allowed, others = np.where(part.right, y, np.inf).min(-1), np.where(part.right, -np.inf, y).max(-1)
-        p = softmax_cross_entropy(y, part.target)[1]["probabilities"]  # (T, B, 7)
-        largest = np.abs(p - one_hot(part.target, len(SYMBOLS))).max(-1)
-        wrong = (others >= allowed) | (largest ** 2 >= 0.49)           # (T, B)
+        x, target, right = (a[start:start + 1000] for a in (batch.x, batch.target, batch.right))
+        y, state, _ = network_forward(network, x.astype(np.float32), params, state, every=True)
+        allowed, others = np.where(right, y, np.inf).min(-1), np.where(right, -np.inf, y).max(-1)
+        p = softmax_cross_entropy(y, target)[1]["probabilities"]  # (T, B, 7)
+        largest = np.abs(p - one_hot(target, len(SYMBOLS))).max(-1)
+        wrong = (others >= allowed) | (largest ** 2 >= 0.49)      # (T, B)
         first = np.where(wrong.any(0), start + wrong.argmax(0), symbols)
         free = np.minimum(free, first)
         if (free < symbols).all(): break
     return free
 
-# %% ../nbs/18_long_lags.ipynb #c104
+# %% ../nbs/18_long_lags.ipynb #c107
 def _streams(batch_size, steps, chunk, rng):
-    "Streams without end, in pieces of `chunk` symbols, and of each piece whether its streams are new."
+    "Streams without end, in pieces of `chunk` symbols; of each piece, whether its streams are new."
     while True:
         batch = continual_reber(steps, batch_size, rng)
         for start in range(0, steps, chunk):
-            x, target, right = (array[start:start + chunk] for array in (batch.x, batch.target, batch.right))
+            x, target, right = (a[start:start + chunk] for a in (batch.x, batch.target, batch.right))
             yield Batch(x.astype(np.float32), target, np.full(batch_size, chunk), right), start == 0
 
-# %% ../nbs/18_long_lags.ipynb #c105
+# %% ../nbs/18_long_lags.ipynb #c108
 def solve_continual(
     network: str, # a key of `NETWORKS`
     *,
@@ -537,13 +551,15 @@ def solve_continual(
     batch_size: int = 20, # B, streams read side by side
     lr: float = 0.01, # learning rate of Adam
     progress: bool = True, # show a progress bar?
-) -> tuple: # number of symbols until ten streams of 100,000 were predicted without a mistake, or None; parameters
-    """Train on continual embedded Reber strings, 50 symbols an update; the state goes on for 1000, then the streams begin anew.
+) -> tuple: # symbols read until ten streams of 100,000 were predicted without a mistake, or None; parameters
+    """Train on continual embedded Reber strings, 50 symbols an update, until they are predicted perfectly.
 
-    Every 100,000 symbols or so ten streams of 2000 are tried, and if these are right, ten of 100,000.
+    The state goes on for 1000 symbols, then the streams begin anew. Every 100 updates ten streams of
+    2000 symbols are tried, and if there is no mistake, ten of 100,000.
     """
-    params = network_init(network, len(SYMBOLS), units, len(SYMBOLS), longest=12, rng=rng, shortcut=True, dtype=np.float32)
-    chunk, solved = 50, []
+    V, chunk, solved = len(SYMBOLS), 50, []
+    params = network_init(network, V, units, V, longest=12, rng=rng, shortcut=True, dtype=np.float32)
+    def perfect(params, symbols): return (error_free(network, params, rng, symbols=symbols) == symbols).all()
     def loss_and_grads(params, piece, state):
         batch, new = piece
         y, state, tape = network_forward(network, batch.x, params, None if new else state, every=True)
@@ -552,10 +568,10 @@ def solve_continual(
     def check(run):
         step = len(run.history["step"])
         if step % 100 or solved: return
-        if all((error_free(network, run.params, rng, symbols=symbols) == symbols).all() for symbols in (2000, 100_000)):
+        if perfect(run.params, 2000) and perfect(run.params, 100_000):
             solved.append(step * chunk * batch_size)
     pieces = _streams(batch_size, 1000, chunk, rng)
     batches = iter(lambda: None if solved else next(pieces), None)  # until it is solved
-    params, history = train(loss_and_grads, params, batches, lr=lr, max_norm=1.0, steps=most // (chunk * batch_size),
-                            callbacks=[check], progress=progress)
+    params, history = train(loss_and_grads, params, batches, lr=lr, max_norm=1.0, progress=progress,
+                            steps=most // (chunk * batch_size), callbacks=[check])
     return (solved or [None])[0], params
