@@ -38,11 +38,13 @@ def _turn(x, steps):
 def reverse_sequences(
     x: np.ndarray, # (T, B, ...) sequences, time first
     lengths=None, # (B,) integers from 0 to T, in any order; all T if None
-) -> np.ndarray: # (T, B, ...) each sequence from its end to its beginning, what is behind it unmoved
+) -> np.ndarray: # (T, B, ...) each sequence from its end to its beginning, its padding unmoved
     """Turn each sequence around within its own length. Done twice, it changes nothing.
 
-    Raises: ValueError or TypeError for lengths that do not fit.
+    Raises: ValueError or TypeError for lengths that do not fit, or an x that is no such array.
     """
+    if not isinstance(x, np.ndarray):
+        raise TypeError(f"x: expected an array, got {type(x).__name__}")
     if x.ndim < 2: raise ValueError(f"x: expected (T, B, ...), got {x.shape}")
     return _turn(x, _turned_steps(lengths, *x.shape[:2])).copy()
 
@@ -52,18 +54,19 @@ CELLS = {"rnn": (rnn_forward, rnn_backward), "lstm": (lstm_forward, lstm_backwar
 
 def _functions(cell):
     "The forward and the backward function of a cell, by its name or as they are."
-    if not isinstance(cell, str): return cell
-    if cell in CELLS: return CELLS[cell]
+    if isinstance(cell, str) and cell in CELLS: return CELLS[cell]
+    if isinstance(cell, (tuple, list)) and len(cell) == 2: return cell
     choices = ", ".join(map(repr, CELLS))
     raise ValueError(f"cell: expected one of {choices} or a pair (forward, backward), got {cell!r}")
 
 # %% ../nbs/12_bidirectional.ipynb #c031
 #| code-fold: true
-#| code-summary: "Parameters and states of two directions"
+#| code-summary: "Parameters of two directions"
 def _halves(params):
     "The parameters of the two directions, each under the names of one direction alone."
-    forward = {name: p for name, p in params.items() if not name.endswith("_reverse")}
-    reverse = {name.removesuffix("_reverse"): p for name, p in params.items() if name not in forward}
+    forward, reverse = {}, {}
+    for name, p in params.items():
+        (reverse if name.endswith("_reverse") else forward)[name.removesuffix("_reverse")] = p
     for name in sorted({name for name in forward if name.endswith("_l0")} | set(reverse)):
         for owner, missing in ((forward, name), (reverse, f"{name}_reverse")):
             if name in owner: continue
@@ -83,6 +86,18 @@ def _check_parts(names, state, shapes):
     "Raise unless each part of a state has its shape."
     for name, part, shape in zip(names, _parts(state), shapes):
         if part is not None: check_shape(name, part, shape)
+
+def _check_single(name, state):
+    "Raise if a state of one part comes as a tuple."
+    if isinstance(state, (tuple, list)):
+        raise TypeError(f"{name}: expected an array, got a {type(state).__name__}")
+
+def _state_shapes(state, params, B):
+    "The shape of each part of a state; a cell with names of its own settles its sizes itself."
+    if "weight_hh_l0" not in params: return [(2, B, *np.shape(part)[2:]) for part in _parts(state)]
+    W_hh = params["weight_hh_l0"]
+    sizes = W_hh.shape[1], params.get("weight_hr_l0", W_hh).shape[1]  # P and H
+    return [(2, B, size) for size in sizes]
 
 def _side(state, k):
     "Direction k's share of a state, one array (2, B, H) or several: one (1, B, H), or several."
@@ -109,10 +124,10 @@ def _merged(forward, reverse, merge, concatenate):
 
 # %% ../nbs/12_bidirectional.ipynb #c036
 def bidirectional_forward(
-    cell, # a key of `CELLS`, "rnn", "lstm" or "gru"; or a pair of functions like (rnn_forward, rnn_backward)
+    cell, # "rnn", "lstm", "gru", or a pair of functions (forward, backward) of one direction
     x: np.ndarray, # (T, B, I) input sequence, time first
     params: dict, # parameters of both directions; the names of the second end in `_reverse`
-    state=None, # initial state as the cell has it, each part (2, B, H): forward, reverse; zeros if None
+    state=None, # initial state as the cell has it, each part (2, B, H); zeros if None
     *,
     lengths=None, # (B,) integers from 0 to T, in any order; all T if None
     merge: str = "concat", # how the outputs are put together: "concat", "sum" or "mean"
@@ -127,9 +142,9 @@ def bidirectional_forward(
     (run, backward), (params, reverse_params) = _functions(cell), _halves(params)
     _check_merge(merge)
     check_sequence(x)
-    (T, B, _), W_hh = x.shape, params["weight_hh_l0"]
-    sizes = W_hh.shape[1], params.get("weight_hr_l0", W_hh).shape[1]  # they differ with a projection
-    _check_parts(("h0", "c0"), state, [(2, B, size) for size in sizes])
+    T, B, _ = x.shape
+    if cell in ("rnn", "gru"): _check_single("state", state)
+    _check_parts(("h0", "c0"), state, _state_shapes(state, params, B))
     steps = _turned_steps(lengths, T, B)
     output, final, tape = run(x, params, _side(state, 0), lengths=lengths, **options)
     reverse, reverse_final, reverse_tape = run(
@@ -137,8 +152,9 @@ def bidirectional_forward(
     output = _merged(output, _turn(reverse, steps), merge, np.concatenate)
     final = _both(final, reverse_final, np.concatenate)
     shapes = output.shape, [part.shape for part in _parts(final)]
-    return output, final, dict(tapes=(tape, reverse_tape), backward=backward, names=set(reverse_params),
-                               steps=steps, merge=merge, shapes=shapes)
+    return output, final, dict(
+        tapes=(tape, reverse_tape), backward=backward, steps=steps, merge=merge, shapes=shapes,
+        names=set(reverse_params), several=isinstance(final, tuple))
 
 # %% ../nbs/12_bidirectional.ipynb #c047
 def _shares(d_output, merge):
@@ -152,7 +168,7 @@ def bidirectional_backward(
     d_output: np.ndarray | None, # (T, B, 2H), or (T, B, H): gradient for each output; None for zero
     d_state, # gradient for the final state, each part (2, B, H); None for zero
     tape: dict, # what `bidirectional_forward` kept
-) -> dict: # gradients: `x` (T, B, I), initial states `h0`, `c0` (2, B, H), parameters by their names
+) -> dict: # gradients: `x` (T, B, I), `h0` (and `c0`) (2, B, H), each parameter under its name
     """The way back through both directions.
 
     What `d_output` holds in the padding is ignored.
@@ -160,8 +176,9 @@ def bidirectional_backward(
     """
     steps, backward, (shape, state_shapes) = (tape[key] for key in ("steps", "backward", "shapes"))
     if d_output is not None: check_shape("d_output", d_output, shape)
-    several = isinstance(d_state, (tuple, list))
-    _check_parts(("d_state, h", "d_state, c") if several else ("d_state",), d_state, state_shapes)
+    if not tape["several"]: _check_single("d_state", d_state)
+    names = ("d_state, h", "d_state, c") if tape["several"] else ("d_state",)
+    _check_parts(names, d_state, state_shapes)
     d_forward, d_reverse = _shares(d_output, tape["merge"])               # (1)
     if d_reverse is not None: d_reverse = _turn(d_reverse, steps)         # (2)
     forward = backward(d_forward, _side(d_state, 0), tape["tapes"][0])
@@ -173,10 +190,23 @@ def bidirectional_backward(
     return grads
 
 # %% ../nbs/12_bidirectional.ipynb #c060
-def _trait(layer, name):
+def _traits(layer):
     "What two layers must have in common, by name."
-    if name == "batch_first": return layer.batch_first
-    return getattr(layer.cell, name, None) or (layer.cell.hidden_size,)
+    sizes = getattr(layer.cell, "state_sizes", (layer.cell.hidden_size,))
+    return {"batch_first": layer.batch_first, "input_size": layer.cell.input_size,
+            "state_sizes": tuple(sizes)}
+
+def _check_pair(forward_layer, reverse_layer):
+    "Raise unless both are layers of one form."
+    for name, layer in (("forward_layer", forward_layer), ("reverse_layer", reverse_layer)):
+        if hasattr(layer, "cell"): continue
+        got = type(layer).__name__
+        raise TypeError(f"{name}: expected a layer with a cell, such as LSTMLayer, got {got}")
+    reverse = _traits(reverse_layer)
+    for name, first in _traits(forward_layer).items():
+        second = reverse[name]
+        if first == second: continue
+        raise ValueError(f"reverse_layer: expected {name} {first} like forward_layer, got {second}")
 
 def _turner(x, lengths, batch_first):
     "A function that turns around sequences like `x`, tensors (T, B, ...) or (B, T, ...)."
@@ -198,10 +228,7 @@ class Bidirectional(torch.nn.Module):
     ):
         super().__init__()
         _check_merge(merge)
-        for name in ("batch_first", "input_size", "state_sizes"):
-            first, second = (_trait(layer, name) for layer in (forward_layer, reverse_layer))
-            if first == second: continue
-            raise ValueError(f"reverse_layer: expected {name} {first} like forward_layer, got {second}")
+        _check_pair(forward_layer, reverse_layer)
         self.forward_layer, self.reverse_layer, self.merge = forward_layer, reverse_layer, merge
 
     @property
@@ -219,7 +246,7 @@ class Bidirectional(torch.nn.Module):
         first = self.batch_first
         check_input("x", x, self.forward_layer.cell, (3,), "(B, T, I)" if first else "(T, B, I)")
         B = x.shape[0 if first else 1]
-        sizes = _trait(self.forward_layer, "state_sizes")
+        sizes = _traits(self.forward_layer)["state_sizes"]
         _check_parts(("h0", "c0"), state, [(2, B, size) for size in sizes])
         turn = _turner(x, lengths, first)
         output, final = self.forward_layer(x, _side(state, 0), lengths=lengths)
@@ -231,8 +258,8 @@ class Bidirectional(torch.nn.Module):
 
 # %% ../nbs/12_bidirectional.ipynb #c070
 PYTHON_TOKENS = ("NAME", "NUMBER", "STRING", *keyword.kwlist, *token.EXACT_TOKEN_TYPES)
-KINDS = ("attribute", "parameter", "defined", "imported", "loop variable",  # told by what comes before,
-         "called", "keyword", "assigned", "changed", "element",             # by what comes after,
+KINDS = ("attribute", "parameter", "defined", "imported", "loop variable",  # told by what is before
+         "called", "keyword", "assigned", "changed", "element",             # by what is after
          "read")                                                            # by both
 _STRINGS = tuple(getattr(ast, name) for name in ("JoinedStr", "TemplateStr") if hasattr(ast, name))
 
@@ -276,7 +303,7 @@ def _kinds(source):
 _LAYOUT = {"COMMENT", "NL", "INDENT", "DEDENT", "ENDMARKER"}
 
 def _tokens(source):
-    "Triples (type, text, place) of all tokens that mean something; a string with code in it is one."
+    "Triples (type, text, place) of all tokens but layout; a string with code in it is one."
     depth, rows = 0, source.split("\n")
     for t in tokenize.generate_tokens(io.StringIO(source).readline):
         name, (row, column) = tokenize.tok_name[t.type], t.start
@@ -293,7 +320,7 @@ def tagged_lines(
 ) -> list: # for each logical line its tokens and, as long, the kind of each, one of `KINDS` or None
     """The lines of a program as sequences of `PYTHON_TOKENS`, and what each name in them is.
 
-    The tokens hide all names; the truth is that of `ast`. Names behind `global` and the like have no kind.
+    The tokens hide all names; the truth is that of `ast`. Names behind `global`, say, have no kind.
     Raises: SyntaxError if the source is not Python.
     """
     kinds, lines, tokens, found = _kinds(source), [], [], []

@@ -13,10 +13,10 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from rnnbook.bidirectional import (
     CELLS, KINDS, MERGES, PYTHON_TOKENS, Bidirectional, bidirectional_backward, bidirectional_forward, reverse_sequences, tagged_lines,
 )
-from rnnbook.bptt import BPTTLayer
+from rnnbook.bptt import BPTTLayer, rnn_backward
 from rnnbook.gru import GRULayer, gru_init
 from rnnbook.lstm import CellLayer, LSTMLayer, lstm_backward, lstm_forward, lstm_init
-from rnnbook.rnn import RNNCell, RNNLayer, numpy_params, rnn_init
+from rnnbook.rnn import RNNCell, RNNLayer, numpy_params, rnn_forward, rnn_init
 from rnnbook.testing import assert_parity, gradient_check
 
 I, H = 3, 4
@@ -129,7 +129,7 @@ OPTIONS = [("rnn", dict(nonlinearity="sigmoid"), H), ("lstm", {}, H), ("lstm", d
 def test_merges_and_options_central_differences_and_pytorch(cell, options, P, merge):
     for_params = {name: value for name, value in options.items() if name not in ("nonlinearity", "reset_after")}
     for_run = {name: value for name, value in options.items() if name != "proj_size"}
-    point, lengths = point_of(cell, 5, 4, P=P, **for_params), [5, 2, 0, 4]
+    point, lengths = point_of(cell, 4, 3, P=P, **for_params), [2, 4, 0]
 
     def loss(at):
         output, state, _ = run(cell, at, lengths=lengths, merge=merge, **for_run)
@@ -137,7 +137,7 @@ def test_merges_and_options_central_differences_and_pytorch(cell, options, P, me
         return (np.sin(output) * weights).sum() + sum((s ** 2).sum() * (k + 1) for k, s in enumerate(parts(state)))
 
     output, state, tape = run(cell, point, lengths=lengths, merge=merge, **for_run)
-    assert output.shape == (5, 4, 2 * P if merge == "concat" else P) and parts(state)[0].shape == (2, 4, P)
+    assert output.shape == (4, 3, 2 * P if merge == "concat" else P) and parts(state)[0].shape == (2, 3, P)
     grads = bidirectional_backward(*arriving(cell, output, state), tape)
     assert max(gradient_check(loss, point, grads, tol=1e-6).values()) < 1e-6
     ours, ours_grads = torch_grads(layer_of(cell, point, merge, **options), cell, point, lengths=lengths)
@@ -265,6 +265,38 @@ def test_a_pair_of_functions():
     assert_parity(bidirectional_backward(*d, paired[2]), bidirectional_backward(*d, named[2]))
 
 
+NEW_NAMES = {"weight_ih_l0": "from_input_l0", "weight_hh_l0": "from_past_l0", "bias_ih_l0": "shift", "bias_hh_l0": "drift_l0"}
+
+
+def renamed_forward(x, params, state=None, *, lengths=None):
+    "A reader's own cell: the simple network, its parameters under names of its own, its state a tuple of one."
+    output, h, tape = rnn_forward(x, {usual: params[own] for usual, own in NEW_NAMES.items()}, None if state is None else state[0], lengths=lengths)
+    return output, (h,), tape
+
+
+def renamed_backward(d_output, d_state, tape):
+    return {NEW_NAMES.get(name, name): d for name, d in rnn_backward(d_output, None if d_state is None else d_state[0], tape).items()}
+
+
+def test_a_cell_with_names_of_its_own():
+    point, lengths = point_of("rnn", 6, 3), [3, 6, 0]
+    params = {NEW_NAMES[name.removesuffix("_reverse")] + "_reverse" * name.endswith("_reverse"): p for name, p in point.items() if "_l0" in name}
+    own, h0 = (renamed_forward, renamed_backward), point["h0"]
+    for state in (None, (h0,)):
+        named = run("rnn", {name: p for name, p in point.items() if name != "h0" or state}, lengths=lengths)
+        answer = bidirectional_forward(own, point["x"], params, state, lengths=lengths)
+        assert_parity((answer[0], *answer[1]), named[:2])
+        d_output, d_h = arriving("rnn", *named[:2])
+        expected, grads = bidirectional_backward(d_output, d_h, named[2]), bidirectional_backward(d_output, (d_h,), answer[2])
+        assert set(grads) == set(params) | {"x", "h0"}
+        for name, own_name in NEW_NAMES.items():
+            assert_parity(grads[own_name], expected[name])
+            assert_parity(grads[own_name + "_reverse"], expected[name + "_reverse"])
+        assert_parity((grads["x"], grads["h0"]), (expected["x"], expected["h0"]))
+    with pytest.raises(ValueError, match=r"h0: expected \(2, 3, 4\), got \(1, 3, 4\)"):
+        bidirectional_forward(own, point["x"], params, (h0[:1],))
+
+
 @each_cell
 def test_float32_follows_the_input(cell):
     point = {name: a.astype(np.float32) for name, a in point_of(cell, 9, 3).items()}
@@ -318,10 +350,10 @@ def test_repr_and_merge():
 
 
 def test_double_backward():
-    point = point_of("lstm", 4, 2, carried=False)
-    module = layer_of("lstm", point)
+    point = point_of("lstm", 3, 2, carried=False)
+    module = layer_of("lstm", point, merge="sum")
     x = torch.from_numpy(point["x"]).requires_grad_()
-    assert torch.autograd.gradgradcheck(lambda x: module(x, lengths=[4, 2])[0], (x,))
+    assert torch.autograd.gradgradcheck(lambda x: module(x, lengths=[3, 2])[0], (x,))
 
 
 POINT = point_of("lstm", 5, 3)
@@ -331,6 +363,10 @@ STATE = POINT["h0"], POINT["c0"]
 
 @pytest.mark.parametrize("change, error, message", [
     (dict(cell="elman"), ValueError, "cell: expected one of 'rnn', 'lstm'"),
+    (dict(cell=lstm_forward), ValueError, r"cell: expected one of .* or a pair \(forward, backward\), got <function"),
+    (dict(cell=(lstm_forward,)), ValueError, "cell: expected one of"),
+    (dict(cell="rnn", state=STATE), TypeError, "state: expected an array, got a tuple"),
+    (dict(cell="gru", state=[STATE[0]]), TypeError, "state: expected an array, got a list"),
     (dict(merge="product"), ValueError, "merge: expected one of 'concat', 'sum', 'mean', got 'product'"),
     (dict(x=POINT["x"][0]), ValueError, r"x: expected 3 dimensions \(T, B, I\), got \(3, 3\)"),
     (dict(x=POINT["x"].astype(int)), TypeError, "x: expected a float array, got int64"),
@@ -364,7 +400,23 @@ def test_bad_gradients_are_named(merge, d_output, d_state, error, message):
     with pytest.raises(error, match=message): bidirectional_backward(d_output, d_state, tape)
 
 
+def test_a_pair_of_gradients_for_a_single_state():
+    params = {name: p for name, p in point_of("gru", 5, 3).items() if "_l0" in name}
+    tape = bidirectional_forward("gru", POINT["x"], params)[2]
+    with pytest.raises(TypeError, match="d_state: expected an array, got a tuple"): bidirectional_backward(None, (STATE[0],), tape)
+
+
+@pytest.mark.parametrize("x, error, message", [
+    ([[1, 2]], TypeError, "x: expected an array, got list"), (torch.zeros(3, 2), TypeError, "x: expected an array, got Tensor"),
+    (np.zeros(3), ValueError, r"x: expected \(T, B, ...\), got \(3,\)"),
+])
+def test_what_cannot_be_turned_is_named(x, error, message):
+    with pytest.raises(error, match=message): reverse_sequences(x)
+
+
 @pytest.mark.parametrize("make, error, message", [
+    (lambda: Bidirectional(torch.nn.LSTM(3, 4), LSTMLayer(3, 4)), TypeError, "forward_layer: expected a layer with a cell, such as LSTMLayer, got LSTM"),
+    (lambda: Bidirectional(LSTMLayer(3, 4), Bidirectional(LSTMLayer(3, 4), LSTMLayer(3, 4))), TypeError, "reverse_layer: expected a layer with a cell"),
     (lambda: Bidirectional(LSTMLayer(3, 4), LSTMLayer(3, 4), "max"), ValueError, "merge: expected one of"),
     (lambda: Bidirectional(LSTMLayer(3, 4), LSTMLayer(3, 4, batch_first=True)), ValueError, "reverse_layer: expected batch_first False like forward_layer, got True"),
     (lambda: Bidirectional(LSTMLayer(3, 4), LSTMLayer(2, 4)), ValueError, "reverse_layer: expected input_size 3 like forward_layer, got 2"),
