@@ -592,9 +592,18 @@ def zeros(*shape): return np.zeros(shape)
     ("lstm", dict(params={name: p for name, p in LSTM.items() if name != "bias_ih_l1_reverse"}), ValueError, "params: expected bias_ih_l1 and bias_ih_l1_reverse, got no bias_ih_l1_reverse"),
     ("rnn", dict(params={name: p for name, p in RNN.items() if "_l0" not in name}), ValueError, r"params: expected layers 0, 1, ... without a gap, got \[1\]"),
     ("rnn", dict(params={}), ValueError, r"params: expected layers 0, 1, ... without a gap, got \[\]"),
+    ("rnn", dict(params=RNN | {"weight_hh_l1": zeros(H, 4)}), ValueError, r"weight_hh_l1: expected \(5, 5\), got \(5, 4\)"),
+    ("rnn", dict(params=RNN | {name.replace("l0", "l1"): p for name, p in rnn_init(H, 7, rng=np.random.default_rng(0)).items()}), ValueError,
+     r"weight_hh_l1: expected \(5, 5\), got \(7, 7\)"),
+    ("lstm", dict(params=LSTM | {"weight_hh_l1": zeros(20, 6)}), ValueError, r"weight_hh_l1: expected \(20, 5\), got \(20, 6\)"),
+    ("lstm", dict(params=LSTM | {"weight_hh_l1_reverse": zeros(20, 6)}), ValueError, r"weight_hh_l1_reverse: expected \(20, 5\), got \(20, 6\)"),
+    ("rnn", dict(params={name: p for name, p in RNN.items() if name != "weight_hh_l1"}), KeyError, "weight_hh_l1"),
+    (lstm_forward, {}, TypeError, r"cell: expected a name or a pair \(forward, backward\), got <function lstm_forward"),
     ("rrn", {}, ValueError, "cell: expected one of 'rnn', 'lstm', 'gru', got 'rrn'"),
     ("rnn", dict(nonlinearity="sine"), ValueError, "nonlinearity: expected one of"),
     ("rnn", dict(dropout=1.5), ValueError, "dropout: expected a probability from 0 to 1, got 1.5"),
+    ("rnn", dict(dropout="0.5"), TypeError, "dropout: expected a number or a list of masks, got str"),
+    ("rnn", dict(dropout=zeros(6, 3, H)), TypeError, "dropout: expected a number or a list of masks, got ndarray"),
     ("rnn", dict(dropout=0.5), TypeError, "rng: expected a numpy.random.Generator, got NoneType"),
     ("rnn", dict(dropout=0.5, rng=0), TypeError, "rng: expected a numpy.random.Generator, got int"),
     ("rnn", dict(dropout=[zeros(6, 3, H), zeros(6, 3, H)]), ValueError, "dropout: expected 1 masks, got 2"),
@@ -612,6 +621,7 @@ def test_errors_name_the_argument(cell, change, error, message):
     ("rnn", zeros(5, 3, H), None, ValueError, r"d_output: expected \(6, 3, 5\), got \(5, 3, 5\)"),
     ("rnn", np.zeros((6, 3, H), np.float32), None, TypeError, "d_output: expected float64 like the states, got float32"),
     ("rnn", None, zeros(1, 3, H), ValueError, r"d_state: expected \(2, 3, 5\), got \(1, 3, 5\)"),
+    ("rnn", None, (zeros(2, 3, H), None), TypeError, "d_state: expected an array, got a tuple"),
     ("lstm", None, zeros(4, 3, H), TypeError, r"d_state: expected a pair \(h, c\), got ndarray"),
     ("lstm", None, (None, zeros(2, 3, H)), ValueError, r"d_state, c: expected \(4, 3, 5\), got \(2, 3, 5\)"),
 ])
@@ -653,6 +663,11 @@ def test_layers_that_do_not_fit(layers, options, message):
         Stacked([RNNLayer(*sizes) for sizes in layers], **options)
 
 
+def test_a_merge_that_is_none_of_ours():
+    with pytest.raises(ValueError, match="merge: expected one of 'concat', 'sum', 'mean', got 'add'"):
+        recurrent_init("rnn", I, H, num_layers=2, bidirectional=True, merge="add", rng=np.random.default_rng(0))
+
+
 def test_layers_that_differ_in_kind():
     with pytest.raises(ValueError, match=r"layers\[1\]: expected state sizes \(5,\) as below, got \(5, 5\)"):
         Stacked([RNNLayer(I, H), LSTMLayer(H, H)])
@@ -660,6 +675,12 @@ def test_layers_that_differ_in_kind():
         Stacked([RNNLayer(I, H), RNNLayer(H, H, batch_first=True)])
     with pytest.raises(ValueError, match=r"layers\[1\]: expected input_size 10, got 5"):
         Stacked([Bidirectional(GRULayer(I, H), GRULayer(I, H)), GRULayer(H, H)])
+    with pytest.raises(TypeError, match=r"layers\[1\]: expected a layer with a cell, such as LSTMLayer, or a Bidirectional, got LSTM$"):
+        Stacked([LSTMLayer(I, H), torch.nn.LSTM(H, H)])
+    with pytest.raises(TypeError, match="layers: expected a list of layers, got one LSTMLayer"):
+        Stacked(LSTMLayer(I, H))
+    with pytest.raises(TypeError, match="dropout: expected a number or a module, got NoneType"):
+        Stacked([RNNLayer(I, H)], dropout=None)
     assert Stacked([RNNLayer(I, H), GRULayer(H, H)])(torch.zeros(2, 2, I))[1].shape == (2, 2, H)  # kinds with one part each
 
 
