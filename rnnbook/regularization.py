@@ -122,7 +122,7 @@ def zoneout_forward(
     params: dict, # parameters of the cell
     state=None, # initial state as the cell has it; zeros if None
     *,
-    zoneout, # (T, B, H), 1 where a unit keeps its state; or the probability, for the expectation; a pair for (h, c)
+    zoneout, # (T, B, H), 1 where a unit keeps its state; or their share, for the mean; a pair for (h, c)
     lengths=None, # (B,) integers from 0 to T, in any order; all T if None
     **options, # options of the cell
 ) -> tuple: # output (T, B, H); final state; tape for `zoneout_backward`
@@ -276,7 +276,7 @@ def _gru_part_backward(d_state, tape):
     return d_u, d_v, (d_h * z,), {}
 
 # %% ../nbs/14_regularization.ipynb #c070
-_NORMALIZED = {  # kind -> its pointwise part and backward, and how many rows are normalized together, in units of H
+_NORMALIZED = {  # kind -> its pointwise part and backward; rows normalized together, in units of H
     "rnn": (_rnn_part, _rnn_part_backward, (1,)),
     "lstm": (_lstm_part, _lstm_part_backward, (4,)),
     "gru": (_gru_part, _gru_part_backward, (2, 1)),  # r and z, then n
@@ -291,7 +291,8 @@ def _blocks(kind, H):
 # %% ../nbs/14_regularization.ipynb #c072
 def _normalize(a, gain, bias, blocks):
     "Pre-activations (..., G), normalized block by block, and the tapes."
-    answers = [layer_norm_forward(a[..., rows], gain[rows], None if bias is None else bias[rows]) for rows in blocks]
+    answers = [layer_norm_forward(a[..., rows], gain[rows], None if bias is None else bias[rows])
+               for rows in blocks]
     return np.concatenate([y for y, _ in answers], axis=-1), [tape for _, tape in answers]
 
 # %% ../nbs/14_regularization.ipynb #c073
@@ -304,7 +305,7 @@ def _normalize_backward(d_a, tapes, blocks):
 #| code-fold: true
 #| code-summary: "The checks of the arguments"
 def _check_normalized(kind, x, params, state):
-    "The initial state of a sound call of `normalized_forward`, (B, H) each part, or an error naming the culprit."
+    "The initial state of a sound call, (B, H) each part, or an error naming the culprit."
     if kind not in _NORMALIZED:
         raise ValueError(f"kind: expected one of {', '.join(map(repr, _NORMALIZED))}, got {kind!r}")
     check_sequence(x)
@@ -313,7 +314,8 @@ def _check_normalized(kind, x, params, state):
     shapes = {"weight_ih_l0": (G, I), "weight_hh_l0": (G, H), "gain_ih_l0": (G,), "gain_hh_l0": (G,)}
     if kind == "lstm": shapes |= {"gain_c_l0": (H,), "shift_c_l0": (H,)}
     for name in shapes:
-        if name not in params: raise ValueError(f"{name}: expected {shapes[name]}, got none; see `add_gains`")
+        if name in params: continue
+        raise ValueError(f"{name}: expected {shapes[name]}, got none; see `add_gains`")
     state = dict(zip(("h0", "c0"), state_pair("state", state) if kind == "lstm" else [state]))
     shapes |= {"bias_ih_l0": (G,), "bias_hh_l0": (G,)} | {name: (1, B, H) for name in state}
     check_arrays(params | state, shapes, x.dtype)
@@ -328,15 +330,16 @@ def normalized_forward(
     *,
     lengths=None, # (B,) integers from 0 to T, in any order; all T if None
 ) -> tuple: # output (T, B, H); final state; tape for `normalized_backward`
-    """A layer in which both shares of the pre-activations, and what an LSTM shows of its cell, are normalized.
+    """A layer with both shares of the pre-activations normalized, and what an LSTM shows of its cell.
 
     Raises: ValueError or TypeError that names the argument with a wrong shape, dtype or value.
-    Source: Ba, Kiros and Hinton (2016), equations 4 and 20 to 27.
+    Source: Ba, Kiros and Hinton (2016), equation 4, and equations 20 and following for LSTM and GRU.
     """
     state = _check_normalized(kind, x, params, state)
     x, mask, _ = hide_padding(x, lengths)
     W_hh, blocks = params["weight_hh_l0"], _blocks(kind, params["weight_hh_l0"].shape[1])
-    u_norm, v_norm = ((params[f"gain_{side}_l0"], params.get(f"bias_{side}_l0"), blocks) for side in ("ih", "hh"))
+    u_norm, v_norm = ((params[f"gain_{side}_l0"], params.get(f"bias_{side}_l0"), blocks)
+                      for side in ("ih", "hh"))
     u, u_tapes = _normalize(x @ params["weight_ih_l0"].T, *u_norm)  # (T, B, G), all inputs at once
     outputs, steps = np.zeros((*x.shape[:2], W_hh.shape[1]), x.dtype), []
     for t in range(len(x)):
@@ -346,12 +349,13 @@ def normalized_forward(
         state = new if mask is None else tuple(np.where(mask[t], n, s) for n, s in zip(new, state))
         outputs[t] = state[0] if mask is None else np.where(mask[t], state[0], 0)
     final = tuple(s[None].copy() for s in state)
-    tape = dict(kind=kind, x=x, params=params, mask=mask, blocks=blocks, u_tapes=u_tapes, steps=steps, final=final)
+    tape = dict(kind=kind, x=x, params=params, mask=mask, blocks=blocks, u_tapes=u_tapes, steps=steps,
+                final=final)
     return outputs, final if kind == "lstm" else final[0], tape
 
 # %% ../nbs/14_regularization.ipynb #c076
 def _walk_back(d, d_output, tape):
-    "From the last step to the first: gradients for u (T, B, G), for the initial state, and for what each step uses."
+    "Back through all steps: gradients for u (T, B, G), the initial state, and what each step uses."
     params, mask, point = tape["params"], tape["mask"], _NORMALIZED[tape["kind"]][1]
     W_hh, total = params["weight_hh_l0"], {}
     d_u = np.zeros((*tape["x"].shape[:2], len(W_hh)), W_hh.dtype)
@@ -385,7 +389,8 @@ def normalized_backward(
     rows = u["x"].reshape(T * B, d_u.shape[2])
     total |= {"weight_ih_l0": rows.T @ x.reshape(T * B, I), "gain_ih_l0": u["gain"]}
     if "shift" in u: total["bias_ih_l0"] = u["shift"]
-    grads = {name: total.get(name, np.zeros_like(p)) for name, p in params.items() if name.endswith("_l0")}
+    grads = {name: total.get(name, np.zeros_like(p))
+             for name, p in params.items() if name.endswith("_l0")}
     return {"x": (rows @ params["weight_ih_l0"]).reshape(T, B, I),
             **{name: d_s[None] for name, d_s in zip(("h0", "c0"), d)}, **grads}
 
@@ -397,9 +402,9 @@ def smoothed_cross_entropy(
     smoothing: float = 0.1, # share of the target that is spread evenly over all V answers
     mask: np.ndarray | None = None, # (...) bool, True where an answer counts; all count if None
 ) -> tuple: # loss in nats, a float; tape for `smoothed_cross_entropy_backward`
-    """Cross-entropy with a target that is not quite sure: 1 - smoothing on the right answer, the rest on all.
+    """Cross-entropy with a target that is not quite sure: some of it is spread over all answers.
 
-    Raises: ValueError or TypeError as `softmax_cross_entropy`; ValueError if smoothing is not from 0 to 1.
+    Raises: ValueError or TypeError as `softmax_cross_entropy`, and for a smoothing below 0 or above 1.
     Source: Szegedy et al. (2016), section 7; `label_smoothing` of `torch.nn.functional.cross_entropy`.
     """
     _check_probability("smoothing", smoothing)
@@ -415,7 +420,7 @@ def smoothed_cross_entropy_backward(
     tape: dict, # from `smoothed_cross_entropy`
     d_loss: float = 1.0, # gradient of what follows with respect to the loss
 ) -> np.ndarray: # (..., V) gradient with respect to the logits, exactly 0 where the mask is False
-    "Gradient of the smoothed cross-entropy: probability minus target, over the number of answers that count."
+    "Gradient of the smoothed cross-entropy: probability minus target, over the number of answers."
     d_logits = softmax_cross_entropy_backward(tape, d_loss)  # for the target that is sure
     share, targets = tape["smoothing"] * d_loss / max(tape["count"], 1), tape["targets"][..., None]
     right = np.take_along_axis(d_logits, targets, -1)
@@ -504,7 +509,8 @@ class RecurrentDropout(CellWrapper):
         probability: float, # of a zero in the mask
     ):
         if isinstance(cell, CellWrapper):
-            raise TypeError(f"cell: expected one without masks, got {type(cell).__name__}; put RecurrentDropout inside")
+            raise TypeError(f"cell: expected one without masks, got {type(cell).__name__}; "
+                            "put RecurrentDropout inside")
         _check_probability("probability", probability)
         super().__init__(cell)
         self.probability = probability
@@ -542,7 +548,8 @@ class Zoneout(CellWrapper):
         several = isinstance(probability, (tuple, list))
         self.probability = tuple(probability) if several else (probability,) * len(self.sizes)
         if len(self.probability) != len(self.sizes):
-            raise ValueError(f"probability: expected one or {len(self.sizes)}, got {len(self.probability)}")
+            got = len(self.probability)
+            raise ValueError(f"probability: expected one or {len(self.sizes)}, got {got}")
         for p in self.probability: _check_probability("probability", p)
 
     def draw(self, projected):
@@ -561,11 +568,13 @@ class Zoneout(CellWrapper):
             n = sum(self.sizes)
             projected, z = projected[..., :-n], projected[..., -n:].split(self.sizes, -1)
         new = _parts(self.cell.step(projected, state))
-        return _like(state, [z_s * s + (1 - z_s) * s_new for z_s, s, s_new in zip(z, _parts(state), new)])
+        parts = [z_s * s + (1 - z_s) * s_new for z_s, s, s_new in zip(z, _parts(state), new)]
+        return _like(state, parts)
 
-    def extra_repr(self): return f"probability={self.probability if len(self.sizes) > 1 else self.probability[0]}"
+    def extra_repr(self):
+        return f"probability={self.probability if len(self.sizes) > 1 else self.probability[0]}"
 
-# %% ../nbs/14_regularization.ipynb #c103
+# %% ../nbs/14_regularization.ipynb #c104
 class _LayerNorm:
     "What a cell needs to normalize: gains beside its weights, and both products normalized."
     blocks = (1,)  # rows that are normalized together, in units of H
@@ -591,9 +600,9 @@ class _LayerNorm:
 
     def project(self, x): return self.normalize(x, "ih")
 
-# %% ../nbs/14_regularization.ipynb #c104
+# %% ../nbs/14_regularization.ipynb #c105
 class LayerNormRNNCell(_LayerNorm, RNNCell):
-    "`RNNCell` with both shares of its pre-activation normalized. Source: Ba, Kiros and Hinton (2016), equation 4."
+    "`RNNCell` with layer normalization. Source: Ba, Kiros and Hinton (2016), equation 4."
     def step(self,
         projected: torch.Tensor, # (B, H) one step of `project`
         h: torch.Tensor, # (B, H) state after the step before
@@ -601,7 +610,7 @@ class LayerNormRNNCell(_LayerNorm, RNNCell):
         "f(projected + LN(W_hh h))."
         return self.f(projected + self.normalize(h, "hh"))
 
-# %% ../nbs/14_regularization.ipynb #c105
+# %% ../nbs/14_regularization.ipynb #c106
 class LayerNormLSTMCell(_LayerNorm, LSTMCell):
     "`LSTMCell` with layer normalization. Source: Ba, Kiros and Hinton (2016), equations 20 to 22."
     blocks = (4,)
@@ -615,7 +624,8 @@ class LayerNormLSTMCell(_LayerNorm, LSTMCell):
     ):
         super().__init__(input_size, hidden_size, bias, device, dtype)
 
-    def shapes(self): return super().shapes() | dict(gain_c=(self.hidden_size,), shift_c=(self.hidden_size,))
+    def shapes(self):
+        return super().shapes() | dict(gain_c=(self.hidden_size,), shift_c=(self.hidden_size,))
 
     def step(self,
         projected: torch.Tensor, # (B, 4H) one step of `project`
@@ -628,9 +638,9 @@ class LayerNormLSTMCell(_LayerNorm, LSTMCell):
         shown = layer_norm(c, c.shape[-1:], self.gain_c, self.shift_c)
         return torch.sigmoid(o) * torch.tanh(shown), c
 
-# %% ../nbs/14_regularization.ipynb #c106
+# %% ../nbs/14_regularization.ipynb #c107
 class LayerNormGRUCell(_LayerNorm, GRUCell):
-    "`GRUCell` with layer normalization. Source: Ba, Kiros and Hinton (2016), equations 23 to 27."
+    "`GRUCell` with layer normalization. Source: Ba, Kiros and Hinton (2016), the equations after 22."
     blocks = (2, 1)  # r and z, then n
 
     def __init__(self,
