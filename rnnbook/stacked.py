@@ -13,7 +13,7 @@ from numbers import Real
 import numpy as np
 import torch
 from .bidirectional import (CELLS, MERGES, Bidirectional, bidirectional_backward,
-                                   bidirectional_forward)
+                                   bidirectional_forward, cell_functions)
 from .bptt import check_gradient
 from .gru import gru_init
 from .lstm import lstm_init, state_pair
@@ -24,11 +24,11 @@ from .sequences import length_mask
 # %% ../nbs/13_stacked.ipynb #c025
 INITS = {"rnn": rnn_init, "lstm": lstm_init, "gru": gru_init}
 
-def _choose(table, cell):
-    "The entry for a cell's name, or what was given in its place."
+def _init_of(cell):
+    "The function that draws a cell's parameters, by its name or as it is."
     if not isinstance(cell, str): return cell
-    if cell in table: return table[cell]
-    raise ValueError(f"cell: expected one of {', '.join(map(repr, table))}, got {cell!r}")
+    if cell in INITS: return INITS[cell]
+    raise ValueError(f"cell: expected one of {', '.join(map(repr, INITS))}, got {cell!r}")
 
 def recurrent_init(
     cell: str, # "rnn", "lstm", "gru", or a function like `lstm_init`
@@ -49,7 +49,7 @@ def recurrent_init(
     Names: those of the cell, with the layer's number and direction, as `weight_ih_l1_reverse`; for
     a readout `weight_ho` and `bias_ho`.
     """
-    init, size, params = _choose(INITS, cell), input_size, {}
+    init, size, params = _init_of(cell), input_size, {}
     if num_layers < 1: raise ValueError(f"num_layers: expected at least 1, got {num_layers}")
     if merge not in MERGES:
         raise ValueError(f"merge: expected one of {', '.join(map(repr, MERGES))}, got {merge!r}")
@@ -170,7 +170,7 @@ def _one_layer(cell, x, own, state, lengths, merge, options):
     if _directions(own) == 2:
         answer = bidirectional_forward(cell, x, own, state, lengths=lengths, merge=merge, **options)
         return *answer, bidirectional_backward
-    forward, backward = _choose(CELLS, cell)
+    forward, backward = cell_functions(cell)
     return *forward(x, own, state, lengths=lengths, **options), backward
 
 # %% ../nbs/13_stacked.ipynb #c039
