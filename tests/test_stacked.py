@@ -599,7 +599,7 @@ def zeros(*shape): return np.zeros(shape)
     ("lstm", dict(params=LSTM | {"weight_hh_l1_reverse": zeros(20, 6)}), ValueError, r"weight_hh_l1_reverse: expected \(20, 5\), got \(20, 6\)"),
     ("rnn", dict(params={name: p for name, p in RNN.items() if name != "weight_hh_l1"}), KeyError, "weight_hh_l1"),
     (lstm_forward, {}, TypeError, r"cell: expected a name or a pair \(forward, backward\), got <function lstm_forward"),
-    ("rrn", {}, ValueError, "cell: expected one of 'rnn', 'lstm', 'gru' or a pair (forward, backward), got 'rrn'"),
+    ("rrn", {}, ValueError, "cell: expected one of 'rnn', 'lstm', 'gru' or a pair .forward, backward., got 'rrn'"),
     ("rnn", dict(nonlinearity="sine"), ValueError, "nonlinearity: expected one of"),
     ("rnn", dict(dropout=1.5), ValueError, "dropout: expected a probability from 0 to 1, got 1.5"),
     ("rnn", dict(dropout="0.5"), TypeError, "dropout: expected a number or a list of masks, got str"),
