@@ -4,16 +4,11 @@
 
 # %% auto #0
 __all__ = ['NGram', 'ngram_fit', 'ngram_probabilities', 'xz_bits', 'char_init', 'char_forward', 'char_backward', 'char_loss',
-           'CharRNN', 'char_bits', 'char_sample', 'save_model', 'load_model', 'main']
+           'CharRNN', 'char_bits', 'char_sample', 'save_model', 'load_model']
 
 # %% ../nbs/08_character_model.ipynb #c003
-import argparse
 import json
 import lzma
-import math
-import os
-import sys
-from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 import torch
@@ -21,12 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from .bptt import BPTTLayer, rnn_backward
 from .checkpoints import write_whole
-from .datasets import read_text
 from .feedforward import bits_per_character, linear_backward, linear_forward
 from .feedforward import softmax_cross_entropy, softmax_cross_entropy_backward
 from .rnn import check_shape, numpy_params, rnn_forward, rnn_init
-from .sequences import Vocabulary, one_hot, stream_batches
-from .training import Diverged, Trainer, train
+from .sequences import Vocabulary, one_hot
 
 # %% ../nbs/08_character_model.ipynb #c012
 class NGram(NamedTuple):
@@ -205,13 +198,15 @@ def char_bits(
     params: dict, # parameters, see `char_init`
     ids, # (N,) integers: the text, predicted from its second character on
     steps: int = 1000, # characters at once; the result does not depend on it
+    *,
+    forward=char_forward, # the model: function (ids, params, state) -> logits, state, tape
 ) -> float: # bits per character
     "How well the model predicts a text that it reads once, from beginning to end."
     ids, state, nats = np.asarray(ids), None, 0.0
     if len(ids) < 2: raise ValueError(f"ids: expected at least 2, got {len(ids)}")
     for t in range(0, len(ids) - 1, steps):
         y = ids[t + 1:t + 1 + steps, None]  # (steps, 1)
-        logits, state, _ = char_forward(ids[t:t + len(y), None], params, state)
+        logits, state, _ = forward(ids[t:t + len(y), None], params, state)
         nats += softmax_cross_entropy(logits, y)[0] * len(y)
     return bits_per_character(nats / (len(ids) - 1))
 
@@ -224,6 +219,7 @@ def char_sample(
     *,
     temperature: float = 1.0, # below 1 safer, above 1 bolder, 0 always the likeliest
     rng: np.random.Generator, # source of the choices
+    forward=char_forward, # the model: function (ids, params, state) -> logits, state, tape
 ) -> str: # the new characters, without the prompt
     """Let the model write: draw a character from its prediction, feed it back, repeat.
 
@@ -232,11 +228,11 @@ def char_sample(
     if not prompt: raise ValueError("prompt: expected at least one character, got none")
     if not temperature >= 0:
         raise ValueError(f"temperature: expected a number of at least 0, got {temperature}")
-    logits, state, _ = char_forward(vocabulary.encode(prompt)[:, None], params)
+    logits, state, _ = forward(vocabulary.encode(prompt)[:, None], params, None)
     written = []
     for _ in range(length):
         written.append(_choose(logits[-1, 0].astype(np.float64), temperature, rng))
-        logits, state, _ = char_forward([[written[-1]]], params, state)
+        logits, state, _ = forward([[written[-1]]], params, state)
     return vocabulary.decode(written)
 
 # %% ../nbs/08_character_model.ipynb #c081
@@ -258,9 +254,15 @@ def save_model(
     arrays = {name: np.ascontiguousarray(p) for name, p in params.items()}
     write_whole(path, [save(arrays, metadata={"rnnbook.character_model": words})])
 
-# %% ../nbs/08_character_model.ipynb #c115
+# %% ../nbs/08_character_model.ipynb #c116
+def _char_shapes(params, size, options):
+    "The shape of each parameter of a character model with `size` characters."
+    V, H = size, len(params.get("weight_hh_l0", ()))
+    return dict(weight_ih_l0=(H, V), weight_hh_l0=(H, H), bias_ih_l0=(H,), bias_hh_l0=(H,), weight_ho=(V, H), bias_ho=(V,))
+
 def load_model(
     path, # file from `save_model`
+    shapes=_char_shapes, # the model: function (params, V, options) -> the shape of each parameter, by name
 ) -> tuple: # params, vocabulary, options
     """Read a model.
 
@@ -275,187 +277,9 @@ def load_model(
         raise ValueError(f"{expected}, got something else or a part of one ({error})") from None
     if words is None: raise ValueError(f"{expected}, got weights of something else")
     words = json.loads(words)
-    vocabulary = Vocabulary(words["vocabulary"])
-    V, H = len(vocabulary), len(params.get("weight_hh_l0", ()))
-    shapes = dict(weight_ih_l0=(H, V), weight_hh_l0=(H, H), bias_ih_l0=(H,), bias_hh_l0=(H,), weight_ho=(V, H), bias_ho=(V,))
-    if params.keys() != shapes.keys():
-        raise ValueError(f"{expected} with {', '.join(shapes)}, got {', '.join(params) or 'nothing'}")
-    for name, shape in shapes.items(): check_shape(f"{path}: {name}", params[name], shape)
-    return params, vocabulary, words["options"]
-
-# %% ../nbs/08_character_model.ipynb #c119
-def _schedule(peak):
-    "A learning rate by the share of the run that is done: a short rise, then a straight line down."
-    return lambda done: peak * min(1.0, 50 * done + 0.01) * (1 - 0.98 * done)
-
-def _fit(params, ids, *, backend, device, lr, steps, seconds):
-    "Train on the text `ids`, in strips side by side; the trained parameters and the history."
-    T = 32                                    # characters the gradient goes back
-    B = max(1, min(32, len(ids) // (8 * T)))  # strips
-    batches = list(stream_batches(ids, B, T))
-    options, limits = dict(lr=_schedule(lr), max_norm=1.0), dict(steps=steps, seconds=seconds)
-    if backend == "numpy": return train(char_loss, params, batches, **options, **limits)
-    module = CharRNN.from_numpy(params)
-    history = Trainer(module, CharRNN.loss, device=device, **options).fit(batches, **limits)
-    return numpy_params(module), history
-
-# %% ../nbs/08_character_model.ipynb #c121
-#| code-fold: true
-#| code-summary: "The parser"
-def _number(kind, zero=False):
-    "A reader of numbers above 0, or also 0, for the parser."
-    def read(word):
-        try: number = kind(word)
-        except ValueError: number = math.nan
-        if 0 < number < math.inf or zero and number == 0: return number
-        wanted = f"a {'whole ' if kind is int else ''}number {'of at least' if zero else 'above'} 0"
-        raise argparse.ArgumentTypeError(f"expected {wanted}, got {word!r}")
-    return read
-
-def _parser():
-    "What `rnnbook-text` understands."
-    about = "Train a recurrent network on a text, character by character, and let it write."
-    hint = "rnnbook-text train --help and rnnbook-text sample --help list the options."
-    parser = argparse.ArgumentParser(prog="rnnbook-text", description=about, epilog=hint)
-    commands = parser.add_subparsers(required=True, metavar="{train,sample}")
-    about = "Learn from a text file. Ctrl-C stops early and saves."
-    _add_train(commands.add_parser("train", help="learn from a text file", description=about))
-    about = "Let a model write, to standard output."
-    _add_sample(commands.add_parser("sample", help="let a model write", description=about))
-    return parser
-
-# %% ../nbs/08_character_model.ipynb #c123
-#| code-fold: true
-#| code-summary: "The options of rnnbook-text train"
-def _add_train(parser):
-    "The options of `rnnbook-text train`."
-    add = parser.add_argument
-    parser.set_defaults(run=_train_command)
-    add("file", metavar="FILE", help="text in UTF-8, at least 1,000 characters; its last tenth is held out to measure")
-    add("--out", metavar="MODEL", required=True, help="file to save the model in")
-    add("--force", action="store_true", help="replace MODEL if there is one")
-    add("--seconds", type=_number(float), help="train for so long (120, if --steps is not given either)")
-    add("--steps", type=_number(int), help="train for so many steps; then the same seed gives the same model")
-    add("--hidden", type=_number(int), default=384, metavar="H", help="units of the hidden state (default %(default)s)")
-    add("--lr", type=_number(float), default=3e-3, help="the highest learning rate (default %(default)s)")
-    add("--seed", type=_number(int, zero=True), default=0, help="random seed (default %(default)s)")
-    add("--backend", choices=("torch", "numpy"), default="torch", help="what trains (default %(default)s)")
-    add("--device", default="auto", help="where torch trains: cpu, cuda, or auto, the GPU where there is one (default)")
-
-# %% ../nbs/08_character_model.ipynb #c124
-#| code-fold: true
-#| code-summary: "The options of rnnbook-text sample"
-def _add_sample(parser):
-    "The options of `rnnbook-text sample`."
-    add = parser.add_argument
-    parser.set_defaults(run=_sample_command)
-    add("model", metavar="MODEL", help="file that rnnbook-text train has saved")
-    add("--prompt", help="text to go on from (default: a new line)")
-    add("--length", type=_number(int), default=500, metavar="N", help="characters to write (default %(default)s)")
-    add("--temperature", type=_number(float, zero=True), default=0.7, metavar="X",
-        help="lower is safer, higher is bolder (default %(default)s)")
-    add("--seed", type=_number(int, zero=True), default=0, help="random seed (default %(default)s)")
-
-# %% ../nbs/08_character_model.ipynb #c126
-#| code-fold: true
-#| code-summary: "Is there such a device?"
-def _device(backend, device):
-    "The name of the device to train on, or an error that says what to do."
-    if backend == "numpy":
-        if device in ("auto", "cpu"): return "cpu"
-        raise ValueError(f"--device {device}: --backend numpy trains on the cpu only; leave one of the two out")
-    if device == "auto": return "cuda" if torch.cuda.is_available() else "cpu"
-    try: torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise ValueError(f"--device {device}: there is no such device here; --device cpu always works") from None
-    return device
-
-# %% ../nbs/08_character_model.ipynb #c127
-#| code-fold: true
-#| code-summary: "Can the file be read, and the model be written?"
-def _check_source(path):
-    "An error that says what to do unless there is such a file."
-    if Path(path).is_file(): return
-    found = ", only a folder" if Path(path).is_dir() else ""
-    raise ValueError(f"{path}: there is no such file{found}; check the name and the folder")
-
-def _check_out(path, source, force):
-    "An error that says what to do unless a model can be saved there."
-    folder = Path(path).parent
-    if Path(path).is_dir() or not folder.is_dir():
-        raise ValueError(f"--out {path}: expected a file's name, in a folder that exists")
-    if Path(path).exists() and Path(path).samefile(source):
-        raise ValueError(f"--out {path}: this is the text to learn from; choose another name")
-    if Path(path).exists() and not force:
-        raise ValueError(f"--out {path}: this file exists; choose another name, or add --force to replace it")
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"--out {path}: this folder cannot be written to; choose another")
-
-# %% ../nbs/08_character_model.ipynb #c129
-#| code-fold: true
-#| code-summary: "rnnbook-text train"
-def _train_command(options):
-    "`rnnbook-text train`; returns the exit code."
-    device = _device(options.backend, options.device)
-    _check_source(options.file)
-    _check_out(options.out, options.file, options.force)
-    text = read_text(options.file, at_least=1000)
-    vocabulary = Vocabulary.from_text(text)
-    ids, V = vocabulary.encode(text), len(vocabulary)
-    ids, heldout = np.split(ids, [len(ids) - min(len(ids) // 10, 250_000)])  # of a large book a part is enough to measure
-    print(f"{len(text):,} characters, {V} different; the last {len(heldout):,} are held out", flush=True)
-    params = char_init(V, options.hidden, rng=np.random.default_rng(options.seed))
-    seconds = 120.0 if options.seconds is None and options.steps is None else options.seconds
-    params, history = _fit(params, ids, backend=options.backend, device=device, lr=options.lr,
-                           steps=options.steps, seconds=seconds)
-    steps, early = len(history["step"]), history.stopped == "interrupt"
-    if not steps: raise KeyboardInterrupt("interrupted before the first step; nothing is saved")
-    about = {name: getattr(options, name) for name in ("hidden", "lr", "seed", "backend")}
-    save_model(options.out, params, vocabulary, about | {"steps": steps})
-    done = f"{steps:,} steps in {history['seconds'][-1]:.0f} s, saved as {options.out}"
-    print(f"stopped early: {done}" if early else done, flush=True)
-    _report(params, ids, heldout, V)
-    return 130 if early else 0
-
-# %% ../nbs/08_character_model.ipynb #c130
-#| code-fold: true
-#| code-summary: "Its last two lines"
-def _report(params, ids, heldout, V):
-    "Print how well the model predicts the held-out text, and how well counting does."
-    counted = ngram_probabilities(ngram_fit(ids[-10_000_000:], V), heldout)  # more counts might not fit into memory
-    bits = np.log2(1 / counted[:, 1:]).mean(1)
-    print(f"held-out bits per character: {char_bits(params, heldout):.3f}")
-    print(f"best n-gram, for comparison: {bits.min():.3f} (Witten-Bell, order {bits.argmin()})")
-
-# %% ../nbs/08_character_model.ipynb #c132
-#| code-fold: true
-#| code-summary: "rnnbook-text sample"
-def _sample_command(options):
-    "`rnnbook-text sample`; returns the exit code."
-    _check_source(options.model)
-    params, vocabulary, _ = load_model(options.model)
-    known, rng = vocabulary.tokens, np.random.default_rng(options.seed)
-    prompt = options.prompt or ("\n" if "\n" in known else known[0])
-    strange = [repr(c) for c in dict.fromkeys(prompt) if c not in known]
-    if strange:
-        others = f" and {len(known) - 200:,} others" if len(known) > 200 else ""
-        raise ValueError(f"--prompt: the model has never seen {', '.join(strange)}; it knows {''.join(known[:200])!r}{others}")
-    written = char_sample(params, vocabulary, prompt, options.length, temperature=options.temperature, rng=rng)
-    print((options.prompt or "") + written)
-    return 0
-
-# %% ../nbs/08_character_model.ipynb #c134
-_NO_MEMORY = (MemoryError, torch.cuda.OutOfMemoryError)  # on the CPU, on a GPU
-
-def main(
-    argv: list | None = None, # the arguments; None for those of the command line
-) -> int: # exit code: 0 done, 1 an error, 130 interrupted (a wrong option exits with 2)
-    "The command `rnnbook-text`: train a character model on a text file, and let it write."
-    options = _parser().parse_args(argv)
-    try: return options.run(options)
-    except KeyboardInterrupt as error: message, code = str(error) or "interrupted", 130
-    except (ValueError, OSError, Diverged) as error: message, code = str(error), 1
-    except _NO_MEMORY as error:
-        message, code = f"not enough memory; a smaller --hidden needs less ({error})", 1
-    print(f"rnnbook-text: {message}", file=sys.stderr)
-    return code
+    vocabulary, options = Vocabulary(words["vocabulary"]), words["options"]
+    wanted = shapes(params, len(vocabulary), options)
+    if params.keys() != wanted.keys():
+        raise ValueError(f"{expected} with {', '.join(wanted)}, got {', '.join(params) or 'nothing'}")
+    for name, shape in wanted.items(): check_shape(f"{path}: {name}", params[name], shape)
+    return params, vocabulary, options

@@ -1,14 +1,10 @@
-"""Chapter 08: the n-gram against a brute-force one, both character models, the model file, and the command `rnnbook-text`."""
+"""Chapter 08: the n-gram against a brute-force one, both character models, and the model file."""
 import base64
 import itertools
 import json
 import math
 import os
-import signal
 import stat
-import subprocess
-import sys
-import time
 import zlib
 
 import numpy as np
@@ -16,7 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from rnnbook.character_model import (CharRNN, char_backward, char_bits, char_forward, char_init, char_loss, char_sample, load_model, main,
+from rnnbook.character_model import (CharRNN, char_backward, char_bits, char_forward, char_init, char_loss, char_sample, load_model,
                                      ngram_fit, ngram_probabilities, save_model, xz_bits)
 from rnnbook.feedforward import softmax_cross_entropy
 from rnnbook.rnn import numpy_params
@@ -194,6 +190,18 @@ def test_sample_feeds_back_what_it_wrote():
         assert written[n] == "abc"[logits[-1, 0].argmax()]
 
 
+def test_another_model_is_measured_and_writes():
+    params, *_ = problem(V=3)
+    vocabulary, ids = Vocabulary("abc"), np.random.default_rng(0).integers(0, 3, 50)
+    asked = []
+    def deaf(ids, params, state):
+        asked.append(state)
+        return np.zeros((*np.shape(ids), 3)), (state or 0) + 1, None
+    assert_parity(char_bits(params, ids, 20, forward=deaf), math.log2(3))
+    assert asked == [None, 1, 2]  # it gets its own state back
+    assert char_sample(params, vocabulary, "ab", 4, temperature=0, rng=np.random.default_rng(0), forward=deaf) == "aaaa"
+
+
 @pytest.mark.parametrize("options, message", [
     (dict(prompt=""), "prompt"), (dict(prompt="ax"), "'x' at offset 1"), (dict(temperature=-1.0), "temperature"), (dict(temperature=math.nan), "temperature"),
 ])
@@ -257,6 +265,16 @@ def test_a_model_saved_before_is_loaded(tmp_path):
     assert (tmp_path / "n").read_bytes() == (tmp_path / "m").read_bytes()
 
 
+def test_the_shapes_are_the_callers(tmp_path):
+    params, vocabulary = saved(tmp_path / "m")
+    asked = []
+    def shapes(params, size, options):
+        asked.append((sorted(params), size, options))
+        return {name: p.shape for name, p in params.items()} | {"bias_ho": (9,)}
+    with pytest.raises(ValueError, match=r"bias_ho: expected \(9,\), got \(4,\)"): load_model(tmp_path / "m", shapes)
+    assert asked == [(sorted(params), 4, {"seed": 3})]
+
+
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"\x80\x04N.", None, "cut", "flipped header"])
 def test_another_file_is_no_model(tmp_path, content):
     path = tmp_path / "m"
@@ -276,137 +294,3 @@ def test_other_weights_are_no_model(tmp_path):
     del params["bias_ho"]
     save_file(params, path, metadata=words)
     with pytest.raises(ValueError, match="bias_ho"): load_model(path)
-
-
-# ---- the command
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    "A folder of its own with a text in it."
-    (tmp_path / "text.txt").write_text(some_text(), encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-SMALL = "--hidden 24 --steps 40 --device cpu".split()
-
-
-def command(line, *more): return main([*line.split(), *more])
-
-
-@pytest.mark.parametrize("backend", ["torch", "numpy"])
-def test_train_and_sample(folder, capsys, backend):
-    assert command(f"train text.txt --out m --backend {backend} --lr 0.01", *SMALL[:2], "--steps", "150", *SMALL[4:]) == 0
-    printed = capsys.readouterr()
-    assert "6,000 characters" in printed.out and "the last 600 are held out" in printed.out and "150 steps" in printed.out
-    assert "150/150" in printed.err  # the progress bar
-    bits = [float(line.split(":")[1].split()[0]) for line in printed.out.splitlines()[-2:]]
-    params, vocabulary, options = load_model("m")
-    ids = vocabulary.encode(some_text())
-    assert bits[0] == round(char_bits(params, ids[-600:]), 3) < math.log2(len(vocabulary)) - 1
-    assert bits[1] == round((-np.log2(ngram_probabilities(ngram_fit(ids[:-600], len(vocabulary)), ids[-600:])[:, 1:])).mean(1).min(), 3)
-    assert options == {"hidden": 24, "lr": 0.01, "seed": 0, "backend": backend, "steps": 150}
-    assert command("sample m --length 60 --prompt", "the n") == 0
-    printed = capsys.readouterr()
-    assert printed.out.startswith("the n") and len(printed.out) == 5 + 60 + 1 and not printed.err
-
-
-def test_same_seed_same_model(folder):
-    for out, seed in (("a", 1), ("b", 1), ("c", 2)): assert command(f"train text.txt --out {out} --seed {seed}", *SMALL) == 0
-    assert (folder / "a").read_bytes() == (folder / "b").read_bytes() != (folder / "c").read_bytes()
-
-
-def test_both_backends_train_the_same_model(folder):
-    for backend in ("torch", "numpy"): assert command(f"train text.txt --out {backend} --backend {backend}", *SMALL) == 0
-    one, two = load_model("torch")[0], load_model("numpy")[0]
-    assert_parity(one, two, tol=5e-3)  # 40 steps in float32
-
-
-def test_sample_has_a_seed_and_a_temperature(folder, capsys):
-    command("train text.txt --out m", *SMALL)
-    capsys.readouterr()
-    def written(options):
-        assert command("sample m --length 50 " + options) == 0
-        return capsys.readouterr().out
-    assert written("--seed 1") == written("--seed 1") != written("--seed 2")
-    assert written("--seed 1 --temperature 0") == written("--seed 2 --temperature 0")
-
-
-def test_seconds_end_a_run(folder, capsys):
-    start = time.perf_counter()
-    assert command("train text.txt --out m --seconds 0.3 --hidden 16 --device cpu") == 0
-    assert time.perf_counter() - start < 30 and load_model("m")[2]["steps"] > 1
-
-
-def test_force_replaces(folder):
-    (folder / "m").write_text("precious")
-    assert command("train text.txt --out m --force", *SMALL) == 0
-    load_model("m")
-
-
-@pytest.mark.parametrize("line, message", [
-    ("train absent.txt --out m", "absent.txt: there is no such file"),
-    ("train . --out m", "there is no such file"),
-    ("train latin.txt --out m", "latin.txt: expected UTF-8"),
-    ("train short.txt --out m", "short.txt: expected at least 1000 characters, got 999"),
-    ("train text.txt --out there", "--out there: this file exists; choose another name, or add --force"),
-    ("train text.txt --out no/m", "--out no/m: expected a file's name, in a folder that exists"),
-    ("train text.txt --out . --force", "--out .: expected a file's name"),
-    ("train text.txt --out m --device nowhere", "--device nowhere: there is no such device here; --device cpu always works"),
-    ("train text.txt --out m --device cuda --backend numpy", "--backend numpy trains on the cpu only"),
-    ("sample absent", "absent: there is no such file"),
-    ("sample text.txt", "text.txt: expected a model saved by rnnbook-text"),
-    ("sample model --prompt xay", "--prompt: the model has never seen 'x', 'y'; it knows '\\nabä'"),
-])
-def test_errors_say_what_to_do(folder, capsys, line, message):
-    (folder / "latin.txt").write_bytes(("ä" * 2000).encode("latin-1"))
-    (folder / "short.txt").write_text("a" * 999)
-    (folder / "there").write_text("precious")
-    saved("model")
-    files = sorted(os.listdir())
-    assert command(line) == 1
-    printed = capsys.readouterr()
-    assert printed.err.startswith("rnnbook-text: ") and message in printed.err and printed.err.count("\n") == 1 and not printed.out
-    assert sorted(os.listdir()) == files and (folder / "there").read_text() == "precious"
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_no_cuda_says_what_to_do(folder, capsys):
-    assert command("train text.txt --out m --device cuda") == 1
-    assert "--device cpu always works" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("line", [
-    "", "train", "train text.txt", "write m", "train text.txt --out m --steps 0", "train text.txt --out m --steps 1.5", "train text.txt --out m --seconds inf",
-    "train text.txt --out m --hidden -3", "train text.txt --out m --backend jax", "sample m --temperature -1", "sample m --temperature nan", "sample m --length x",
-])
-def test_wrong_options_exit_with_2(folder, capsys, line):
-    with pytest.raises(SystemExit) as stop: command(line)
-    said = capsys.readouterr().err
-    assert stop.value.code == 2 and "usage: rnnbook-text" in said
-    if "--steps" in line: assert "--steps: expected a whole number above 0, got" in said
-
-
-def test_a_run_that_diverges_says_so(folder, capsys):
-    with np.errstate(all="ignore"):
-        assert command("train text.txt --out m --lr 1e40 --backend numpy", *SMALL) == 1
-    assert "step" in capsys.readouterr().err and not (folder / "m").exists()
-
-
-@pytest.mark.skipif(os.name == "nt", reason="signals of a POSIX system")
-@pytest.mark.parametrize("backend", ["torch", "numpy"])
-def test_interruption_saves(folder, backend):
-    words = ["train", "text.txt", "--out", "m", "--hidden", "16", "--seconds", "300", "--device", "cpu", "--backend", backend]
-    code = "import sys; from rnnbook.character_model import main; sys.exit(main())"
-    with open("shown", "wb") as shown:
-        process = subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE, stderr=shown, text=True)
-        try:
-            deadline = time.monotonic() + 60
-            while b"step 5" not in (folder / "shown").read_bytes() and time.monotonic() < deadline: time.sleep(0.1)
-            process.send_signal(signal.SIGINT)
-            out, _ = process.communicate(timeout=60)
-        finally: process.kill()
-    assert process.returncode == 130 and "stopped early" in out and "held-out bits per character" in out
-    _, _, options = load_model("m")
-    assert options["steps"] >= 5 and not [name for name in os.listdir() if name.startswith(".")]

@@ -18,6 +18,7 @@ from rnnbook.datasets import fetch, read_text
 from rnnbook.sequences import Vocabulary
 
 BACKENDS, SEEDS = ("torch", "numpy"), (0, 1, 2)
+NETWORK = "--cell rnn --hidden 384 --dropout 0 --lr 0.003".split()  # that of chapter 08
 
 
 def baselines(text):
@@ -31,8 +32,8 @@ def baselines(text):
 def measure(file, seconds, backend, seed):
     "One run of the command: its steps, seconds and held-out bits per character, read from what it prints."
     with tempfile.TemporaryDirectory() as folder:
-        words = ["train", file, "--out", f"{folder}/model", "--seconds", f"{seconds:g}", "--seed", str(seed), "--backend", backend, "--device", "cpu"]
-        command = [sys.executable, "-c", "import sys; from rnnbook.character_model import main; sys.exit(main())", *words]
+        words = ["train", file, "--out", f"{folder}/model", "--seconds", f"{seconds:g}", "--seed", str(seed), "--backend", backend, "--device", "cpu", *NETWORK]
+        command = [sys.executable, "-c", "import sys; from rnnbook.text_generation import main; sys.exit(main())", *words]
         printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     steps, trained = re.search(r"([\d,]+) steps in (\d+) s", printed).groups()
     bits = re.search(r"held-out bits per character: ([\d.]+)", printed)[1]
@@ -44,7 +45,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=120, help="of training in each run (120)")
     chosen = parser.parse_args()
     file = fetch("tinyshakespeare")
-    about = dict(command=f"rnnbook-text train tinyshakespeare.txt --out MODEL --seconds {chosen.seconds:g} --seed S --backend B --device cpu")
+    about = dict(command=f"rnnbook-text train tinyshakespeare.txt --out MODEL --seconds {chosen.seconds:g} --seed S --backend B --device cpu {' '.join(NETWORK)}")
     jobs = [dict(backend=backend, seed=seed) for backend in BACKENDS for seed in SEEDS]
     record = evidence.run_record(__file__, about | baselines(read_text(file)), jobs, partial(measure, str(file), chosen.seconds), chosen)
     for backend in BACKENDS:
