@@ -46,10 +46,13 @@ def gru_step(
 ) -> np.ndarray: # (B, H) state after this step
     """One step of a GRU.
 
+    Raises: ValueError that names the weights or the state when their shape does not fit.
     Source: Cho et al. (2014), arXiv:1406.1078, version 1; version 3 for `reset_after=False`.
     """
-    sigmoid, H = ACTIVATIONS["sigmoid"], h.shape[-1]
-    W_hh, b_hh = params["weight_hh_l0"], params.get("bias_hh_l0", np.zeros(3 * H, x.dtype))
+    sigmoid, W_hh, H = ACTIVATIONS["sigmoid"], params["weight_hh_l0"], params["weight_hh_l0"].shape[1]
+    check_shape("weight_ih_l0", params["weight_ih_l0"], (3 * H, x.shape[-1]))
+    check_shape("h", h, (len(x), H))
+    b_hh = params.get("bias_hh_l0", np.zeros(3 * H, x.dtype))
     a = x @ params["weight_ih_l0"].T + params.get("bias_ih_l0", 0)  # (B, 3H)
     rz = sigmoid(a[:, :2 * H] + h @ W_hh[:2 * H].T + b_hh[:2 * H])
     r, z = rz[:, :H], rz[:, H:]
@@ -58,7 +61,7 @@ def gru_step(
     n = np.tanh(a[:, 2 * H:] + m)
     return (1 - z) * n + z * h
 
-# %% ../nbs/11_gru.ipynb #c037
+# %% ../nbs/11_gru.ipynb #c038
 #| code-fold: true
 #| code-summary: "The check of the arguments"
 def _check_gru(x, params, state):
@@ -70,12 +73,12 @@ def _check_gru(x, params, state):
     check_arrays({**params, "h0": state}, shapes, x.dtype)
     return T, B, I, H
 
-# %% ../nbs/11_gru.ipynb #c039
+# %% ../nbs/11_gru.ipynb #c040
 def _project(x, params, reset_after):
     "What the inputs contribute (T, B, 3H), with all biases but the one (H,) that waits for r."
     (T, B, I), G = x.shape, len(params["weight_ih_l0"])
     b_ih, b_hh = (params.get(name, np.zeros(G, x.dtype)) for name in ("bias_ih_l0", "bias_hh_l0"))
-    waits = np.arange(G) >= (2 * G // 3 if reset_after else G)
+    waits = np.arange(G) >= (2 * G // 3 if reset_after else G)  # (3H,) the last block, or none
     rows = x.reshape(T * B, I) @ params["weight_ih_l0"].T
     rows += b_ih + np.where(waits, 0, b_hh)
     return rows.reshape(T, B, G), b_hh[waits]
@@ -87,7 +90,7 @@ def _sigmoid_in_place(a):
     a *= 0.5
     a += 0.5
 
-# %% ../nbs/11_gru.ipynb #c042
+# %% ../nbs/11_gru.ipynb #c043
 def gru_forward(
     x: np.ndarray, # (T, B, I) input sequence, time first
     params: dict, # parameters, see `gru_init`
@@ -127,9 +130,12 @@ def gru_forward(
                 reset_after=reset_after)
     return h[1:].copy(), final, tape
 
-# %% ../nbs/11_gru.ipynb #c049
+# %% ../nbs/11_gru.ipynb #c050
 def _slopes(tape):
-    "The factors (T, B, 3, H) from the gradient of h, or before the product of s, to those of r, z, n."
+    """What (T, B, 3, H) multiplies a gradient to give those of a^r, a^z, a^n.
+
+    The gradient is that of h; in the form before, for a^r, that of s.
+    """
     h, gates = tape["h"], tape["gates"]
     r, z, n = np.moveaxis(gates, 2, 0)
     slopes = np.empty_like(gates)
@@ -139,7 +145,7 @@ def _slopes(tape):
     if tape["mask"] is not None: slopes[~tape["mask"][..., 0]] = 0
     return slopes
 
-# %% ../nbs/11_gru.ipynb #c051
+# %% ../nbs/11_gru.ipynb #c052
 def _walk_after(d_h, tape):
     "Complete d_h; return d_a and d_u, (T, B, 3, H) each."
     slopes, W_hh = _slopes(tape), tape["params"]["weight_hh_l0"]
@@ -164,7 +170,7 @@ def _walk_before(d_h, tape):
         d_h[t] += d_a[t, :, :2].reshape(-1, 2 * H) @ W_hh[:2 * H]
     return d_a, d_a
 
-# %% ../nbs/11_gru.ipynb #c053
+# %% ../nbs/11_gru.ipynb #c054
 def gru_backward(
     d_output: np.ndarray | None, # (T, B, H) gradient for each output; None for zero
     d_state: np.ndarray | None, # (1, B, H) gradient for the final state; None for zero
@@ -193,7 +199,7 @@ def gru_backward(
     biases = {"bias_ih_l0": d_a, "bias_hh_l0": d_u}
     return grads | {name: d.sum(0) for name, d in biases.items() if name in params}
 
-# %% ../nbs/11_gru.ipynb #c070
+# %% ../nbs/11_gru.ipynb #c073
 class GRUCell(RecurrentCell):
     "One step of a GRU: `torch.nn.GRUCell`, with the place of the reset gate as an option."
     gates = 3  # r, z, n
@@ -252,7 +258,7 @@ class GRUCell(RecurrentCell):
         changed = [f"{name}=False" for name in ("bias", "reset_after") if not getattr(self, name)]
         return ", ".join([f"{self.input_size}, {self.hidden_size}", *changed])
 
-# %% ../nbs/11_gru.ipynb #c074
+# %% ../nbs/11_gru.ipynb #c077
 class GRULayer(CellLayer):
     "`GRUCell` over a batch of sequences: `torch.nn.GRU` with one layer, in both forms."
     def __init__(self,

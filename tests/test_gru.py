@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from rnnbook.gru import GRUCell, GRULayer, gru_backward, gru_forward, gru_init, gru_step
-from rnnbook.lstm import CellLayer
+from rnnbook.lstm import CellLayer, lstm_init
 from rnnbook.rnn import numpy_params
 from rnnbook.testing import assert_parity, gradient_check
 
@@ -433,6 +433,17 @@ def test_backward_errors_name_the_argument(d_output, d_state, error, message):
 def test_layer_errors_name_the_argument(x, state, error, message):
     with pytest.raises(error, match=message):
         GRULayer(3, 4)(x, state)
+
+
+@pytest.mark.parametrize("x, h, params, message", [
+    (np.zeros((2, 5)), np.zeros((2, 4)), PARAMS, r"weight_ih_l0: expected \(12, 5\), got \(12, 3\)"),
+    (np.zeros((2, 3)), np.zeros((1, 4)), PARAMS, r"h: expected \(2, 4\), got \(1, 4\)"),
+    (np.zeros((2, 3)), np.zeros((2, 5)), PARAMS, r"h: expected \(2, 4\), got \(2, 5\)"),
+    (np.zeros((2, 3)), np.zeros((2, 4)), lstm_init(3, 4, rng=np.random.default_rng(0)), r"weight_ih_l0: expected \(12, 3\), got \(16, 3\)"),
+])
+def test_step_errors_name_the_argument(x, h, params, message):
+    with pytest.raises(ValueError, match=message):
+        gru_step(x, h, params)
 
 
 def test_cell_errors_name_the_argument():
