@@ -26,11 +26,12 @@ def gru_init(
 ) -> dict: # parameters by name
     """Random parameters of a GRU, uniform in ±1/√H as in `torch.nn.GRU`.
 
-    Names: `weight_ih_l0` (3H, I), `weight_hh_l0` (3H, H), `bias_ih_l0` (3H,), `bias_hh_l0` (3H,), rows
-    in the order r, z, n; for a readout `weight_ho` (O, H) and `bias_ho` (O,).
+    Names: `weight_ih_l0` (3H, I), `weight_hh_l0` (3H, H), `bias_ih_l0` (3H,), `bias_hh_l0` (3H,),
+    rows in the order r, z, n; for a readout `weight_ho` (O, H) and `bias_ho` (O,).
     """
     I, H, G, O = input_size, hidden_size, 3 * hidden_size, output_size
-    shapes = {"weight_ih_l0": (G, I), "weight_hh_l0": (G, H), "bias_ih_l0": (G,), "bias_hh_l0": (G,)}
+    shapes = {"weight_ih_l0": (G, I), "weight_hh_l0": (G, H),
+              "bias_ih_l0": (G,), "bias_hh_l0": (G,)}
     if O is not None: shapes |= {"weight_ho": (O, H), "bias_ho": (O,)}
     bound = 1 / math.sqrt(H)
     return {name: rng.uniform(-bound, bound, shape).astype(dtype)
@@ -49,7 +50,8 @@ def gru_step(
     Raises: ValueError that names the weights or the state when their shape does not fit.
     Source: Cho et al. (2014), arXiv:1406.1078, version 1; version 3 for `reset_after=False`.
     """
-    sigmoid, W_hh, H = ACTIVATIONS["sigmoid"], params["weight_hh_l0"], params["weight_hh_l0"].shape[1]
+    W_hh, sigmoid = params["weight_hh_l0"], ACTIVATIONS["sigmoid"]
+    H = W_hh.shape[1]
     check_shape("weight_ih_l0", params["weight_ih_l0"], (3 * H, x.shape[-1]))
     check_shape("h", h, (len(x), H))
     b_hh = params.get("bias_hh_l0", np.zeros(3 * H, x.dtype))
@@ -226,7 +228,7 @@ class GRUCell(RecurrentCell):
     def step(self,
         projected: torch.Tensor, # (B, 3H) one step of `project`
         h: torch.Tensor, # (B, H) state after the step before
-        seen: torch.Tensor | None = None, # (B, H) the state as gates and candidate see it; h if None
+        seen: torch.Tensor | None = None, # (B, H) state that gates and candidate see; h if None
     ) -> torch.Tensor: # (B, H) state after this step
         "What has to wait for the step before: the gates, the candidate, the state."
         seen, blocks = h if seen is None else seen, [2 * self.hidden_size, self.hidden_size]
