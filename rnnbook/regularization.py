@@ -12,7 +12,7 @@ __all__ = ['dropout_mask', 'recurrent_dropout_forward', 'recurrent_dropout_backw
 import inspect
 import numpy as np
 import torch
-from .bidirectional import _functions
+from .bidirectional import cell_functions
 from .bptt import check_gradient
 from .feedforward import softmax_cross_entropy, softmax_cross_entropy_backward
 from .gru import GRUCell
@@ -23,8 +23,9 @@ from torch.nn.functional import dropout, layer_norm
 # %% ../nbs/14_regularization.ipynb #c019
 def _check_probability(name, value):
     "Raise a ValueError that names the argument unless `value` is a number from 0 to 1."
-    if np.ndim(value) or not 0 <= value <= 1:
-        raise ValueError(f"{name}: expected a probability from 0 to 1, got {value}")
+    number = np.asarray(value)
+    if number.ndim or number.dtype.kind not in "biuf" or not 0 <= number <= 1:
+        raise ValueError(f"{name}: expected a probability from 0 to 1, got {value!r}")
 
 # %% ../nbs/14_regularization.ipynb #c020
 def dropout_mask(
@@ -58,13 +59,22 @@ def _rows(state, rows):
     return _like(state, [None if part is None else part[:, rows] for part in _parts(state)])
 
 # %% ../nbs/14_regularization.ipynb #c031
+def _final_gradients(d_state, final):
+    "The gradient for each part of the final state, zeros where none is given."
+    given = [None] * len(final) if d_state is None else _parts(d_state)
+    if len(given) != len(final):
+        raise TypeError(f"d_state: expected {len(final)} parts, got {len(given)}")
+    for name, d_s, s in zip("hc", given, final): check_gradient(f"d_state, {name}", d_s, s, s.shape)
+    return [np.zeros_like(s) if d_s is None else d_s for d_s, s in zip(given, final)]
+
+# %% ../nbs/14_regularization.ipynb #c032
 def recurrent_dropout_forward(
     cell, # "rnn", "lstm", "gru", or a pair of functions (forward, backward)
     x: np.ndarray, # (T, B, I) input sequence
     params: dict, # parameters of the cell
     state=None, # initial state as the cell has it; zeros if None
     *,
-    mask: np.ndarray, # (B, H) by what h is multiplied before the gates see it, see `dropout_mask`
+    mask: np.ndarray, # (B, H) factors of h as the gates see it, see `dropout_mask`
     lengths=None, # (B,) integers from 0 to T, in any order; all T if None
     **options, # options of the cell
 ) -> tuple: # output (T, B, H); final state; tape for `recurrent_dropout_backward`
@@ -75,35 +85,41 @@ def recurrent_dropout_forward(
     Source: Gal and Ghahramani (2016), section 4.
     """
     check_sequence(x)
-    (forward, backward), W, B = _functions(cell), params["weight_hh_l0"], x.shape[1]
+    (forward, backward), W, B = cell_functions(cell), params["weight_hh_l0"], x.shape[1]
     check_shape("mask", mask, (B, W.shape[1]))
-    lengths, runs = hide_padding(x, lengths)[2], []
-    for rows in [slice(b, b + 1) for b in range(B)] or [slice(0, 0)]:
-        crossed = params | {"weight_hh_l0": W * mask[rows].sum(0)}
+    for name, s in zip(("h0", "c0"), _parts(state)):
+        if s is not None: check_shape(name, s, (1, B, s.shape[-1]))
+    mask, lengths, runs = mask.astype(W.dtype), hide_padding(x, lengths)[2], []
+    for rows in [slice(b, b + 1) for b in range(B)] or [slice(0, 0)]:  # an empty batch is one run, too
+        crossed = params | {"weight_hh_l0": W * mask[rows].sum(0)}     # the one row as (H,)
         own = None if lengths is None else lengths[rows]
         runs.append(forward(x[:, rows], crossed, _rows(state, rows), lengths=own, **options))
     outputs, finals, tapes = zip(*runs)
     parts = [np.concatenate(part, axis=1) for part in zip(*map(_parts, finals))]
-    tape = dict(tapes=tapes, mask=mask, backward=backward)
-    return np.concatenate(outputs, axis=1), _like(finals[0], parts), tape
+    output = np.concatenate(outputs, axis=1)
+    tape = dict(tapes=tapes, mask=mask, backward=backward, shape=output.shape, final=parts)
+    return output, _like(finals[0], parts), tape
 
-# %% ../nbs/14_regularization.ipynb #c033
+# %% ../nbs/14_regularization.ipynb #c034
 def recurrent_dropout_backward(
     d_output: np.ndarray | None, # (T, B, H) gradient for each output; None for zero
     d_state, # gradient for the final state, in its form; None for zero
     tape: dict, # what `recurrent_dropout_forward` kept
 ) -> dict: # gradients as the cell's own function returns them
     "Each sequence by itself; a weight that was multiplied by m has its gradient multiplied by m."
-    mask, runs = tape["mask"], []
+    mask, runs, final = tape["mask"], [], tape["final"]
+    check_gradient("d_output", d_output, final[0], tape["shape"])
+    d_state = _final_gradients(d_state, final)
     for b, own in enumerate(tape["tapes"]):
         rows = slice(b, b + 1)
         d_own = None if d_output is None else d_output[:, rows]
-        grads = tape["backward"](d_own, _rows(d_state, rows), own)
+        d_final = [d_s[:, rows] for d_s in d_state]
+        grads = tape["backward"](d_own, d_final if len(final) > 1 else d_final[0], own)
         runs.append(grads | {"weight_hh_l0": grads["weight_hh_l0"] * mask[rows].sum(0)})
     return {name: np.concatenate([run[name] for run in runs], axis=1) if name in ("x", "h0", "c0")
             else sum(run[name] for run in runs) for name in runs[0]}
 
-# %% ../nbs/14_regularization.ipynb #c041
+# %% ../nbs/14_regularization.ipynb #c042
 def _keeps(zoneout, state, T, B):
     "For each part of the state what it keeps: a number, or an array (T, B, H)."
     sizes = [part.shape[-1] for part in _parts(state)]
@@ -111,11 +127,15 @@ def _keeps(zoneout, state, T, B):
     if len(keeps) != len(sizes):
         raise ValueError(f"zoneout: expected one entry or {len(sizes)}, got {len(keeps)}")
     for keep, size in zip(keeps, sizes):
-        if np.ndim(keep): check_shape("zoneout", keep, (T, B, size))
-        else: _check_probability("zoneout", keep)
-    return keeps
+        if not np.ndim(keep):
+            _check_probability("zoneout", keep)
+            continue
+        check_shape("zoneout", keep, (T, B, size))
+        outside = keep[~((0 <= keep) & (keep <= 1))]
+        if outside.size: raise ValueError(f"zoneout: expected values from 0 to 1, got {outside[0]}")
+    return [np.asarray(keep, part.dtype) for keep, part in zip(keeps, _parts(state))]
 
-# %% ../nbs/14_regularization.ipynb #c042
+# %% ../nbs/14_regularization.ipynb #c043
 def zoneout_forward(
     cell, # "rnn", "lstm", "gru", or a pair of functions (forward, backward)
     x: np.ndarray, # (T, B, I) input sequence
@@ -132,7 +152,7 @@ def zoneout_forward(
     Source: Krueger et al. (2017), section 3.
     """
     check_sequence(x)
-    forward, backward = _functions(cell)
+    forward, backward = cell_functions(cell)
     x, mask, _ = hide_padding(x, lengths)
     output, state, empty = forward(x[:0], params, state, **options)  # no step: the state as it begins
     keeps, outputs, steps = _keeps(zoneout, state, *x.shape[:2]), [output], []
@@ -146,15 +166,6 @@ def zoneout_forward(
         steps.append((own, z))
     tape = dict(empty=empty, steps=steps, state=state, mask=mask, backward=backward)
     return np.concatenate(outputs), state, tape
-
-# %% ../nbs/14_regularization.ipynb #c044
-def _final_gradients(d_state, final):
-    "The gradient for each part of the final state, zeros where none is given."
-    given = [None] * len(final) if d_state is None else _parts(d_state)
-    if len(given) != len(final):
-        raise TypeError(f"d_state: expected {len(final)} parts, got {len(given)}")
-    for name, d_s, s in zip("hc", given, final): check_gradient(f"d_state, {name}", d_s, s, s.shape)
-    return [np.zeros_like(s) if d_s is None else d_s for d_s, s in zip(given, final)]
 
 # %% ../nbs/14_regularization.ipynb #c045
 def zoneout_backward(
@@ -188,8 +199,11 @@ def layer_norm_forward(
 ) -> tuple: # normalized vectors (..., H); tape for `layer_norm_backward`
     """Each vector minus its mean, over its standard deviation; then a gain and a shift for each entry.
 
+    Raises: ValueError that names a gain or shift of another length.
     Source: Ba, Kiros and Hinton (2016), equation 4; `torch.nn.functional.layer_norm`.
     """
+    for name, p in (("gain", gain), ("shift", shift)):
+        if p is not None: check_shape(name, p, x.shape[-1:])
     centered = x - x.mean(-1, keepdims=True)                       # (..., H)
     sigma = np.sqrt((centered**2).mean(-1, keepdims=True) + eps)   # (..., 1)
     n = centered / sigma                                           # (..., H)
@@ -204,6 +218,7 @@ def layer_norm_backward(
 ) -> dict: # gradients: `x` (..., H), and `gain` and `shift` (H,) where they were given
     "Backward of `layer_norm_forward`: what would move the mean or the length of a vector is taken out."
     n, sigma, gain = tape["n"], tape["sigma"], tape["gain"]
+    check_shape("d_y", d_y, n.shape)
     d = d_y if gain is None else d_y * gain
     along = (d * n).mean(-1, keepdims=True)                                   # (..., 1)
     grads = {"x": (d - d.mean(-1, keepdims=True) - n * along) / sigma}        # (2)
@@ -319,6 +334,9 @@ def _check_normalized(kind, x, params, state):
     state = dict(zip(("h0", "c0"), state_pair("state", state) if kind == "lstm" else [state]))
     shapes |= {"bias_ih_l0": (G,), "bias_hh_l0": (G,)} | {name: (1, B, H) for name in state}
     check_arrays(params | state, shapes, x.dtype)
+    for name in params:
+        if name.endswith("_l0") and name not in shapes:
+            raise ValueError(f"{name}: no parameter of a normalized {kind!r}; expected none")
     return tuple(np.zeros((B, H), x.dtype) if s is None else s[0] for s in state.values())
 
 # %% ../nbs/14_regularization.ipynb #c075
@@ -333,7 +351,8 @@ def normalized_forward(
     """A layer with both shares of the pre-activations normalized, and what an LSTM shows of its cell.
 
     Raises: ValueError or TypeError that names the argument with a wrong shape, dtype or value.
-    Source: Ba, Kiros and Hinton (2016), equation 4, and equations 20 and following for LSTM and GRU.
+    Source: Ba, Kiros and Hinton (2016), equations 20 and following for LSTM and GRU. For "rnn" their
+    equation 4 normalizes the sum of both shares; here it is each share, as in the others.
     """
     state = _check_normalized(kind, x, params, state)
     x, mask, _ = hide_padding(x, lengths)
@@ -409,6 +428,7 @@ def smoothed_cross_entropy(
     """
     _check_probability("smoothing", smoothing)
     loss, tape = softmax_cross_entropy(logits, targets, mask=mask)
+    if smoothing == 0: return loss, tape | {"smoothing": 0}  # even where a logit is -inf
     if mask is not None: logits = np.where(mask[..., None], logits, 0)
     shifted = logits - logits.max(-1, keepdims=True)
     nats = np.log(np.exp(shifted).sum(-1, keepdims=True)) - shifted  # (..., V), -log p of every answer
@@ -468,6 +488,9 @@ class CellWrapper(torch.nn.Module):
         cell, # any cell with `project` and `step`
     ):
         super().__init__()
+        if not (hasattr(cell, "project") and hasattr(cell, "step")):
+            got = f"{type(cell).__module__}.{type(cell).__name__}"
+            raise TypeError(f"cell: expected one with `project` and `step`, such as LSTMCell, got {got}")
         self.cell, self.input_size, self.hidden_size = cell, cell.input_size, cell.hidden_size
         self.sizes = tuple(getattr(cell, "state_sizes", (cell.hidden_size,)))
         if hasattr(cell, "state_sizes"): self.state_sizes = self.sizes
@@ -511,8 +534,8 @@ class RecurrentDropout(CellWrapper):
         if isinstance(cell, CellWrapper):
             raise TypeError(f"cell: expected one without masks, got {type(cell).__name__}; "
                             "put RecurrentDropout inside")
-        _check_probability("probability", probability)
         super().__init__(cell)
+        _check_probability("probability", probability)
         self.probability = probability
         self.by_keyword = "seen" in inspect.signature(cell.step).parameters
 
@@ -602,7 +625,10 @@ class _LayerNorm:
 
 # %% ../nbs/14_regularization.ipynb #c105
 class LayerNormRNNCell(_LayerNorm, RNNCell):
-    "`RNNCell` with layer normalization. Source: Ba, Kiros and Hinton (2016), equation 4."
+    """`RNNCell` with layer normalization, of W_ih x and of W_hh h apart.
+
+    Source: Ba, Kiros and Hinton (2016); their equation 4 normalizes the sum of the two.
+    """
     def step(self,
         projected: torch.Tensor, # (B, H) one step of `project`
         h: torch.Tensor, # (B, H) state after the step before

@@ -414,6 +414,21 @@ def test_nan_stays_in_its_row(name, kind):
     assert np.array_equal(backward(np.cos(a), None, tape)["x"][:, others], backward(np.cos(a), None, bad_tape)["x"][:, others])
 
 
+@each_kind
+@each_lengths
+def test_single_precision_stays_single(kind, lengths):
+    "Masks are drawn in float64, or are booleans; the numbers of the layer keep their own type."
+    _, sizes, params = made(kind, dtype=torch.float32)
+    x = start(sizes)[0].astype(np.float32)
+    mask, kept = masks(sizes)
+    runs = [(recurrent_dropout_forward, recurrent_dropout_backward, dict(mask=m)) for m in (mask, mask > 0)]
+    runs += [(zoneout_forward, zoneout_backward, dict(zoneout=z)) for z in (0.3, np.float64(0.3), tuple(kept), tuple(z > 0 for z in kept))]
+    for forward, backward, options in runs:
+        output, final, tape = forward(kind, x, params, lengths=lengths, **options)
+        grads = backward(np.cos(output), None, tape)
+        assert {a.dtype for a in (output, *parts(final), *grads.values())} == {np.dtype(np.float32)}
+
+
 X, P = np.zeros((T, B, I)), lstm_init(I, H, rng=np.random.default_rng(0))
 
 
@@ -429,6 +444,15 @@ X, P = np.zeros((T, B, I)), lstm_init(I, H, rng=np.random.default_rng(0))
     (lambda: recurrent_dropout_forward("mgu", X, P, mask=np.ones((B, H))), ValueError, "cell: expected one of 'rnn', 'lstm', 'gru'"),
     (lambda: zoneout_forward("lstm", X, P, zoneout=np.ones((B, H))), ValueError, r"zoneout: expected \(6, 4, 5\), got \(4, 5\)"),
     (lambda: zoneout_forward("lstm", X, P, zoneout=2.0), ValueError, "zoneout: expected a probability from 0 to 1, got 2.0"),
+    (lambda: dropout_mask((2,), "0.1", rng=np.random.default_rng(0)), ValueError, "probability: expected a probability from 0 to 1, got '0.1'"),
+    (lambda: Zoneout(LSTMCell(I, H), None), ValueError, "probability: expected a probability from 0 to 1, got None"),
+    (lambda: Zoneout(torch.nn.LSTM(I, H), 0.1), TypeError, "cell: expected one with `project` and `step`, such as LSTMCell, got torch.nn.modules.rnn.LSTM"),
+    (lambda: RecurrentDropout(torch.nn.GRUCell(I, H), 0.1), TypeError, "cell: expected one with `project` and `step`, such as LSTMCell, got torch.nn.modules.rnn.GRUCell"),
+    (lambda: recurrent_dropout_forward("lstm", X, P, (np.zeros((1, B + 1, H)),) * 2, mask=np.ones((B, H))), ValueError, r"h0: expected \(1, 4, 5\), got \(1, 5, 5\)"),
+    (lambda: zoneout_forward("lstm", X, P, zoneout=1.25 * np.ones((T, B, H))), ValueError, "zoneout: expected values from 0 to 1, got 1.25"),
+    (lambda: normalized_forward("lstm", X, add_gains(lstm_init(I, H, rng=np.random.default_rng(0), peephole=True))), ValueError, "peephole_i.*: no parameter of a normalized 'lstm'"),
+    (lambda: layer_norm_forward(X, np.ones(I + 1)), ValueError, r"gain: expected \(3,\), got \(4,\)"),
+    (lambda: layer_norm_backward(np.ones((B, I)), layer_norm_forward(X)[1]), ValueError, r"d_y: expected \(6, 4, 3\), got \(4, 3\)"),
     (lambda: zoneout_forward("lstm", X, P, zoneout=(0.1,)), ValueError, "zoneout: expected one entry or 2, got 1"),
     (lambda: zoneout_forward("lstm", X, P, zoneout=0.1, lengths=[7, 1, 1, 1]), ValueError, "lengths: expected values from 0 to 6, got 7"),
     (lambda: normalized_forward("lstm", X, P), ValueError, r"gain_ih_l0: expected \(20,\), got none; see `add_gains`"),
@@ -449,7 +473,9 @@ def test_backward_errors_name_the_argument(name):
     forward, backward = PAIRS[name]("rnn", T, B)
     params = add_gains({"weight_ih_l0": np.ones((3, 2)), "weight_hh_l0": np.ones((3, 3)), "bias_ih_l0": np.ones(3), "bias_hh_l0": np.ones(3)})
     *_, tape = forward(np.zeros((T, B, 2)), params if name == "normalized" else {key: params[key] for key in ("weight_ih_l0", "weight_hh_l0")})
-    with pytest.raises(ValueError, match="d_output: expected"): backward(np.zeros((T + 1, B, 3)), None, tape)
+    for wrong in ((T + 1, B, 3), (T, B + 1, 3)):
+        with pytest.raises(ValueError, match="d_output: expected"): backward(np.zeros(wrong), None, tape)
+    with pytest.raises(ValueError, match="d_state"): backward(None, np.zeros((1, B + 1, 3)), tape)
     with pytest.raises(ValueError, match="d_state"): backward(None, np.zeros((1, B, 4)), tape)
 
 
@@ -481,6 +507,8 @@ def test_label_smoothing_is_safe():
     loss, tape = smoothed_cross_entropy(rubbish, np.array([0, 99]), mask=np.array([True, False]))
     assert np.isfinite(loss) and (smoothed_cross_entropy_backward(tape)[1] == 0).all()
     assert smoothed_cross_entropy(np.zeros((0, 3)), np.zeros(0, int))[0] == 0
+    never = np.array([[1.0, 2.0, -np.inf]])  # an answer that is ruled out: without smoothing the loss is finite
+    assert smoothed_cross_entropy(never, np.array([0]), smoothing=0)[0] == softmax_cross_entropy(never, np.array([0]))[0]
 
 
 # ---- CUDA
