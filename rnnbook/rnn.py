@@ -83,6 +83,7 @@ def check_sequence(
     x: np.ndarray, # the argument x of a layer
 ):
     "Raise unless `x` is a float array with three dimensions."
+    if not isinstance(x, np.ndarray): raise TypeError(f"x: expected an array, got {type(x).__name__}")
     if x.ndim != 3: raise ValueError(f"x: expected 3 dimensions (T, B, I), got {x.shape}")
     if not np.issubdtype(x.dtype, np.floating):
         raise TypeError(f"x: expected a float array, got {x.dtype}")
@@ -95,6 +96,8 @@ def check_arrays(
     "Raise an error that names the first array whose shape or dtype does not fit."
     for name, array in arrays.items():
         if name not in shapes or array is None: continue
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"{name}: expected an array, got {type(array).__name__}")
         check_shape(name, array, shapes[name])
         if array.dtype != dtype: raise TypeError(f"{name}: expected {dtype} like x, got {array.dtype}")
 

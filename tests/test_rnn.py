@@ -263,3 +263,13 @@ def test_names_of_nested_layers():
 ])
 def test_state_refused(state, error, message):
     with pytest.raises(error, match=re.escape(message)): RNNLayer(3, 4)(torch.zeros(7, 5, 3), state)
+
+
+@pytest.mark.parametrize("x, state, message", [
+    ([[[0.0]]], None, "x: expected an array, got list"),
+    (torch.zeros(2, 1, 3), None, "x: expected an array, got Tensor"),
+    (np.zeros((2, 1, 3)), (np.zeros((1, 1, 4)),) * 2, "h0: expected an array, got tuple"),
+])
+def test_what_is_no_array_is_refused(x, state, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        rnn_forward(x, rnn_init(3, 4, rng=np.random.default_rng(0)), state)
