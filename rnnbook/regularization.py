@@ -256,7 +256,7 @@ def _rnn_part_backward(d_state, h):
     d_a = d_state[0] * (1 - h * h)
     return d_a, d_a, (0,), {}
 
-# %% ../nbs/14_regularization.ipynb #c065
+# %% ../nbs/14_regularization.ipynb #c066
 def _lstm_part(u, v, state, params):
     a_i, a_f, a_g, a_o = np.split(u + v, 4, axis=-1)
     i, f, g, o = _sigmoid(a_i), _sigmoid(a_f), np.tanh(a_g), _sigmoid(a_o)
@@ -265,7 +265,7 @@ def _lstm_part(u, v, state, params):
     m = np.tanh(shown)
     return (o * m, c), (i, f, g, o, m, state[1], norm)
 
-# %% ../nbs/14_regularization.ipynb #c066
+# %% ../nbs/14_regularization.ipynb #c067
 def _lstm_part_backward(d_state, tape):
     (d_h, d_c), (i, f, g, o, m, c_before, norm) = d_state, tape
     through = layer_norm_backward(d_h * o * (1 - m * m), norm)
@@ -275,14 +275,14 @@ def _lstm_part_backward(d_state, tape):
     d_a = np.concatenate(slopes, axis=-1)
     return d_a, d_a, (0, d_c * f), {f"{name}_c_l0": through[name] for name in ("gain", "shift")}
 
-# %% ../nbs/14_regularization.ipynb #c067
+# %% ../nbs/14_regularization.ipynb #c069
 def _gru_part(u, v, state, params):
     (u_r, u_z, u_n), (v_r, v_z, v_n) = (np.split(a, 3, axis=-1) for a in (u, v))
     r, z = _sigmoid(u_r + v_r), _sigmoid(u_z + v_z)
     n = np.tanh(u_n + r * v_n)
     return ((1 - z) * n + z * state[0],), (r, z, n, v_n, state[0])
 
-# %% ../nbs/14_regularization.ipynb #c068
+# %% ../nbs/14_regularization.ipynb #c070
 def _gru_part_backward(d_state, tape):
     (d_h,), (r, z, n, v_n, h_before) = d_state, tape
     d_n = d_h * (1 - z) * (1 - n * n)
@@ -290,33 +290,33 @@ def _gru_part_backward(d_state, tape):
     d_u, d_v = (np.concatenate([d_r, d_z, d], axis=-1) for d in (d_n, d_n * r))
     return d_u, d_v, (d_h * z,), {}
 
-# %% ../nbs/14_regularization.ipynb #c070
+# %% ../nbs/14_regularization.ipynb #c072
 _NORMALIZED = {  # kind -> its pointwise part and backward; rows normalized together, in units of H
     "rnn": (_rnn_part, _rnn_part_backward, (1,)),
     "lstm": (_lstm_part, _lstm_part_backward, (4,)),
     "gru": (_gru_part, _gru_part_backward, (2, 1)),  # r and z, then n
 }
 
-# %% ../nbs/14_regularization.ipynb #c071
+# %% ../nbs/14_regularization.ipynb #c073
 def _blocks(kind, H):
     "Slices of the rows that are normalized together."
     ends = np.cumsum((0, *_NORMALIZED[kind][2])) * H
     return [slice(*pair) for pair in zip(ends[:-1], ends[1:])]
 
-# %% ../nbs/14_regularization.ipynb #c072
+# %% ../nbs/14_regularization.ipynb #c074
 def _normalize(a, gain, bias, blocks):
     "Pre-activations (..., G), normalized block by block, and the tapes."
     answers = [layer_norm_forward(a[..., rows], gain[rows], None if bias is None else bias[rows])
                for rows in blocks]
     return np.concatenate([y for y, _ in answers], axis=-1), [tape for _, tape in answers]
 
-# %% ../nbs/14_regularization.ipynb #c073
+# %% ../nbs/14_regularization.ipynb #c075
 def _normalize_backward(d_a, tapes, blocks):
     "Gradients `x`, `gain` and, where there was a bias, `shift`."
     grads = [layer_norm_backward(d_a[..., rows], tape) for rows, tape in zip(blocks, tapes)]
     return {name: np.concatenate([part[name] for part in grads], axis=-1) for name in grads[0]}
 
-# %% ../nbs/14_regularization.ipynb #c074
+# %% ../nbs/14_regularization.ipynb #c076
 #| code-fold: true
 #| code-summary: "The checks of the arguments"
 def _check_normalized(kind, x, params, state):
@@ -339,7 +339,7 @@ def _check_normalized(kind, x, params, state):
             raise ValueError(f"{name}: no parameter of a normalized {kind!r}; expected none")
     return tuple(np.zeros((B, H), x.dtype) if s is None else s[0] for s in state.values())
 
-# %% ../nbs/14_regularization.ipynb #c075
+# %% ../nbs/14_regularization.ipynb #c077
 def normalized_forward(
     kind: str, # "rnn", "lstm" or "gru"
     x: np.ndarray, # (T, B, I) input sequence
@@ -372,7 +372,7 @@ def normalized_forward(
                 final=final)
     return outputs, final if kind == "lstm" else final[0], tape
 
-# %% ../nbs/14_regularization.ipynb #c076
+# %% ../nbs/14_regularization.ipynb #c079
 def _walk_back(d, d_output, tape):
     "Back through all steps: gradients for u (T, B, G), the initial state, and what each step uses."
     params, mask, point = tape["params"], tape["mask"], _NORMALIZED[tape["kind"]][1]
@@ -391,7 +391,7 @@ def _walk_back(d, d_output, tape):
         total = {name: total.get(name, 0) + grad for name, grad in grads.items()}
     return d_u, d, total
 
-# %% ../nbs/14_regularization.ipynb #c077
+# %% ../nbs/14_regularization.ipynb #c080
 def normalized_backward(
     d_output: np.ndarray | None, # (T, B, H) gradient for each output; None for zero
     d_state, # gradient for the final state, in its form; None for zero
@@ -413,7 +413,7 @@ def normalized_backward(
     return {"x": (rows @ params["weight_ih_l0"]).reshape(T, B, I),
             **{name: d_s[None] for name, d_s in zip(("h0", "c0"), d)}, **grads}
 
-# %% ../nbs/14_regularization.ipynb #c084
+# %% ../nbs/14_regularization.ipynb #c087
 def smoothed_cross_entropy(
     logits: np.ndarray, # (..., V) scores, any real numbers
     targets: np.ndarray, # (...) integers from 0 to V - 1, the right answers
@@ -435,7 +435,7 @@ def smoothed_cross_entropy(
     even = nats.mean(-1).sum(where=True if mask is None else mask) / max(tape["count"], 1)
     return (1 - smoothing) * loss + smoothing * float(even), tape | {"smoothing": smoothing}
 
-# %% ../nbs/14_regularization.ipynb #c085
+# %% ../nbs/14_regularization.ipynb #c088
 def smoothed_cross_entropy_backward(
     tape: dict, # from `smoothed_cross_entropy`
     d_loss: float = 1.0, # gradient of what follows with respect to the loss
@@ -449,7 +449,7 @@ def smoothed_cross_entropy_backward(
     if tape["mask"] is not None: d_logits[~tape["mask"]] = 0
     return d_logits
 
-# %% ../nbs/14_regularization.ipynb #c092
+# %% ../nbs/14_regularization.ipynb #c095
 class VariationalDropout(torch.nn.Module):
     """Dropout with the same mask at all steps of a sequence, and another for each sequence.
 
@@ -476,7 +476,7 @@ class VariationalDropout(torch.nn.Module):
 
     def extra_repr(self): return f"probability={self.probability}, batch_first={self.batch_first}"
 
-# %% ../nbs/14_regularization.ipynb #c095
+# %% ../nbs/14_regularization.ipynb #c098
 class CellWrapper(torch.nn.Module):
     """A cell around another one, with masks that are drawn for all steps at once.
 
@@ -519,7 +519,7 @@ class CellWrapper(torch.nn.Module):
         new = _parts(self.step(self.project(input[lead][0]), state if several else state[0]))
         return _like(state if several else None, [s if input.dim() == 2 else s[0] for s in new])
 
-# %% ../nbs/14_regularization.ipynb #c097
+# %% ../nbs/14_regularization.ipynb #c100
 class RecurrentDropout(CellWrapper):
     """A cell whose gates see m * h in place of h, with one mask m per sequence: variational dropout.
 
@@ -556,7 +556,7 @@ class RecurrentDropout(CellWrapper):
 
     def extra_repr(self): return f"probability={self.probability}"
 
-# %% ../nbs/14_regularization.ipynb #c099
+# %% ../nbs/14_regularization.ipynb #c102
 class Zoneout(CellWrapper):
     """A cell some of whose units keep their state at each step, drawn anew at every step.
 
@@ -597,7 +597,7 @@ class Zoneout(CellWrapper):
     def extra_repr(self):
         return f"probability={self.probability if len(self.sizes) > 1 else self.probability[0]}"
 
-# %% ../nbs/14_regularization.ipynb #c104
+# %% ../nbs/14_regularization.ipynb #c107
 class _LayerNorm:
     "What a cell needs to normalize: gains beside its weights, and both products normalized."
     blocks = (1,)  # rows that are normalized together, in units of H
@@ -623,7 +623,7 @@ class _LayerNorm:
 
     def project(self, x): return self.normalize(x, "ih")
 
-# %% ../nbs/14_regularization.ipynb #c105
+# %% ../nbs/14_regularization.ipynb #c108
 class LayerNormRNNCell(_LayerNorm, RNNCell):
     """`RNNCell` with layer normalization, of W_ih x and of W_hh h apart.
 
@@ -636,7 +636,7 @@ class LayerNormRNNCell(_LayerNorm, RNNCell):
         "f(projected + LN(W_hh h))."
         return self.f(projected + self.normalize(h, "hh"))
 
-# %% ../nbs/14_regularization.ipynb #c106
+# %% ../nbs/14_regularization.ipynb #c109
 class LayerNormLSTMCell(_LayerNorm, LSTMCell):
     "`LSTMCell` with layer normalization. Source: Ba, Kiros and Hinton (2016), equations 20 to 22."
     blocks = (4,)
@@ -664,7 +664,7 @@ class LayerNormLSTMCell(_LayerNorm, LSTMCell):
         shown = layer_norm(c, c.shape[-1:], self.gain_c, self.shift_c)
         return torch.sigmoid(o) * torch.tanh(shown), c
 
-# %% ../nbs/14_regularization.ipynb #c107
+# %% ../nbs/14_regularization.ipynb #c110
 class LayerNormGRUCell(_LayerNorm, GRUCell):
     "`GRUCell` with layer normalization. Source: Ba, Kiros and Hinton (2016), the equations after 22."
     blocks = (2, 1)  # r and z, then n
