@@ -64,8 +64,6 @@ def cell_functions(
     choices = ", ".join(map(repr, CELLS))
     raise ValueError(f"cell: expected one of {choices} or a pair (forward, backward), got {cell!r}")
 
-_functions = cell_functions
-
 # %% ../nbs/12_bidirectional.ipynb #c031
 #| code-fold: true
 #| code-summary: "Parameters of two directions"
