@@ -401,6 +401,17 @@ def test_streams_carry_on_and_begin_anew():
     assert (read(c.x)[0] == SYMBOLS.index("B")).all() and (read(a.x)[0] == SYMBOLS.index("B")).all()
 
 
+def test_the_state_is_carried_through_a_stream_and_no_further(monkeypatch):
+    states, forward = [], long_lags.network_forward
+    def spy(network, x, params, state=None, **options):
+        states.append(state)
+        return forward(network, x, params, state, **options)
+    monkeypatch.setattr(long_lags, "network_forward", spy)
+    solve_continual("LSTM", rng=rng_of(0), most=2200, units=4, batch_size=1, progress=False)
+    assert len(states) == 44 and [k for k, state in enumerate(states) if state is None] == [0, 20, 40]  # 20 pieces of 50 a stream
+    assert all(np.abs(state[0]).max() > 0 for state in states if state is not None)
+
+
 def test_solve_continual_gives_up():
     symbols, params = solve_continual("LSTM", rng=rng_of(0), most=3000, units=4, batch_size=2, progress=False)
     assert symbols is None and params["weight_hh_l0"].shape == (16, 4) and params["weight_xo"].any()
