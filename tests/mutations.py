@@ -97,6 +97,14 @@ MUTATIONS = [  # (module, function, mistake, the line as it is, the line with th
     ("regularization", "class RecurrentDropout(", "drop what a GRU carries", "if self.by_keyword: return", "if False: return"),
     ("regularization", "def layer_norm_backward(", "take sigma for fixed", " - n * along", ""),
     ("regularization", "def _walk_back(", "ignore lengths", "inside = True if mask is None else mask[t]", "inside = True"),
+    ("nn", "def _connect", "a layer's weights in the wrong order", "zip(layers[::2], layers[1::2])", "zip(layers[1::2], layers[::2])"),
+    ("nn", "def _flat_weights(", "a layer's weights in the wrong order", "return sum(self.all_weights, [])", "return sum(self.all_weights[::-1], [])"),
+    ("nn", "def _borrowing", "borrow layer 0 everywhere", "name + self.suffix", "name + '_l0'"),
+    ("nn", "def _run(", "ignore lengths", "if lengths is None or not len(lengths): return self._kernel", "if True: return self._kernel"),
+    ("nn", "def _run_packed(", "leave states sorted", "if back is not None: state", "if False: state"),
+    ("nn", "def _loop(", "let no mode reach the cells", "if network.training != self.training: network.train(self.training)", "pass"),
+    ("nn", "_ORDERS", "swap two gates", 'onnx="iofg"', 'onnx="ifog"'),
+    ("nn", "def to_keras", "drop b_hh", "else sum(arrays[2:]))", "else arrays[2])"),
 ]
 
 
@@ -163,7 +171,7 @@ def main():
             if cells or tests: raise SystemExit(f"{module}: without any mistake these fail already: {cells + tests}")
         for (module, head, mistake, _, _), (cells, tests) in zip(chosen, pool.map(lambda row: run(row[0], row[1], *row[3:]), chosen)):
             unnoticed += not (cells and tests)
-            place = re.search(r"(?:def|class) (\w+)", head)[1]
+            place = re.search(r"(?:def |class )?(\w+)", head)[1]
             chapter = Path(NOTEBOOKS[module]).stem
             lines.append(f"| {mistake} | {chapter}, `{place}` | {describe(cells)} | {len(tests) or '**none**'} |")
             print(lines[-1], flush=True)
