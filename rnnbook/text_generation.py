@@ -99,7 +99,7 @@ def text_forward(
     logits, readout = linear_forward(output * mask, params["weight_ho"], params["bias_ho"])
     return logits, state, dict(layers=tape, mask=mask, readout=readout)
 
-# %% ../nbs/40_text_generation.ipynb #c032
+# %% ../nbs/40_text_generation.ipynb #c034
 def text_backward(
     d_logits: np.ndarray, # (T, B, V) gradient of the loss for the logits
     tape: dict, # from `text_forward`
@@ -109,7 +109,7 @@ def text_backward(
     grads = recurrent_backward(readout["x"] * tape["mask"], None, tape["layers"])
     return grads | {"weight_ho": readout["weight"], "bias_ho": readout["bias"]}
 
-# %% ../nbs/40_text_generation.ipynb #c033
+# %% ../nbs/40_text_generation.ipynb #c035
 def text_loss(
     params: dict, # parameters, see `text_init`
     batch: tuple, # x, y, each (T, B) integers: characters read, characters to predict
@@ -122,7 +122,7 @@ def text_loss(
     loss, loss_tape = softmax_cross_entropy(logits, y)
     return loss, text_backward(softmax_cross_entropy_backward(loss_tape), tape), state
 
-# %% ../nbs/40_text_generation.ipynb #c038
+# %% ../nbs/40_text_generation.ipynb #c040
 LAYERS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
 class _TextNetwork(torch.nn.Module):
@@ -166,7 +166,7 @@ class _TextNetwork(torch.nn.Module):
         logits, state = self(x, state)
         return nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten()), state
 
-# %% ../nbs/40_text_generation.ipynb #c040
+# %% ../nbs/40_text_generation.ipynb #c042
 class TextModel(_TextNetwork):
     "One-hot vectors, recurrent layers from `rnnbook.nn`, a linear readout; it keeps its vocabulary."
     @classmethod
@@ -228,7 +228,7 @@ class TextModel(_TextNetwork):
         model.about = about
         return model
 
-# %% ../nbs/40_text_generation.ipynb #c042
+# %% ../nbs/40_text_generation.ipynb #c044
 def _text_shapes(params, size, options):
     "The shape of each parameter of a text model with `size` characters."
     cell, gates = options.get("cell", "rnn"), {"rnn": 1, "lstm": 4, "gru": 3}
@@ -242,16 +242,16 @@ def _text_shapes(params, size, options):
         shapes |= {f"bias_ih_l{k}": (G,), f"bias_hh_l{k}": (G,)}
     return shapes
 
-# %% ../nbs/40_text_generation.ipynb #c100
+# %% ../nbs/40_text_generation.ipynb #c107
 STRIPS, STEPS = 16, 64  # the text is read in so many strips side by side, so many characters at a time
-HIDDEN, DROPOUT, LR = 256, 0.2, 6e-3
+HIDDEN, DROPOUT, LR = 384, 0.3, 4e-3
 
-# %% ../nbs/40_text_generation.ipynb #c102
+# %% ../nbs/40_text_generation.ipynb #c109
 def _schedule(peak):
     "A learning rate by the share of the run that is done: a short rise, then a straight line down."
     return lambda done: peak * min(1.0, 50 * done + 0.01) * (1 - 0.98 * done)
 
-# %% ../nbs/40_text_generation.ipynb #c103
+# %% ../nbs/40_text_generation.ipynb #c110
 def _fit(model, ids, *, backend, device, lr, seed, steps, seconds):
     "Train the model on the text `ids`, in strips side by side; the history."
     B = max(1, min(STRIPS, len(ids) // (8 * STEPS)))
@@ -264,7 +264,7 @@ def _fit(model, ids, *, backend, device, lr, seed, steps, seconds):
     model.load_numpy_(params)
     return history
 
-# %% ../nbs/40_text_generation.ipynb #c105
+# %% ../nbs/40_text_generation.ipynb #c112
 def _check_learned(losses, size):
     "An error that says what to do if a run of some length has learned nothing."
     tenth = len(losses) // 10
@@ -275,7 +275,7 @@ def _check_learned(losses, size):
                      f"{last:.4g} bits per character, and guessing among the {size} characters costs "
                      f"{math.log2(size):.3g}; try another --lr (the default is {LR})")
 
-# %% ../nbs/40_text_generation.ipynb #c107
+# %% ../nbs/40_text_generation.ipynb #c114
 #| code-fold: true
 #| code-summary: "The parser: numbers"
 def _number(kind, zero=False):
@@ -288,7 +288,7 @@ def _number(kind, zero=False):
         raise argparse.ArgumentTypeError(f"expected {wanted}, got {word!r}")
     return read
 
-# %% ../nbs/40_text_generation.ipynb #c108
+# %% ../nbs/40_text_generation.ipynb #c115
 #| code-fold: true
 #| code-summary: "The parser: probabilities"
 def _share(word):
@@ -297,7 +297,7 @@ def _share(word):
         if (share := _number(float, zero=True)(word)) < 1: return share
     raise argparse.ArgumentTypeError(f"expected a number from 0 to below 1, got {word!r}")
 
-# %% ../nbs/40_text_generation.ipynb #c109
+# %% ../nbs/40_text_generation.ipynb #c116
 #| code-fold: true
 #| code-summary: "The parser"
 def _parser():
@@ -312,7 +312,7 @@ def _parser():
     _add_sample(commands.add_parser("sample", help="let a model write", description=about))
     return parser
 
-# %% ../nbs/40_text_generation.ipynb #c111
+# %% ../nbs/40_text_generation.ipynb #c118
 #| code-fold: true
 #| code-summary: "The options of rnnbook-text train"
 def _add_train(parser):
@@ -340,7 +340,7 @@ def _add_train(parser):
     add("--device", default="auto",
         help="where torch trains: cpu, cuda, or auto, the GPU where there is one (default)")
 
-# %% ../nbs/40_text_generation.ipynb #c112
+# %% ../nbs/40_text_generation.ipynb #c119
 #| code-fold: true
 #| code-summary: "The options of rnnbook-text sample"
 def _add_sample(parser):
@@ -355,7 +355,7 @@ def _add_sample(parser):
         help="lower is safer, higher is bolder (default %(default)s)")
     add("--seed", type=_number(int, zero=True), default=0, help="random seed (default %(default)s)")
 
-# %% ../nbs/40_text_generation.ipynb #c114
+# %% ../nbs/40_text_generation.ipynb #c121
 #| code-fold: true
 #| code-summary: "Is there such a device?"
 def _device(backend, device):
@@ -371,7 +371,7 @@ def _device(backend, device):
                          "--device cpu always works") from None
     return device
 
-# %% ../nbs/40_text_generation.ipynb #c115
+# %% ../nbs/40_text_generation.ipynb #c122
 #| code-fold: true
 #| code-summary: "Can the file be read?"
 def _check_source(path):
@@ -380,7 +380,7 @@ def _check_source(path):
     found = ", only a folder" if Path(path).is_dir() else ""
     raise ValueError(f"{path}: there is no such file{found}; check the name and the folder")
 
-# %% ../nbs/40_text_generation.ipynb #c116
+# %% ../nbs/40_text_generation.ipynb #c123
 #| code-fold: true
 #| code-summary: "Can the model be written?"
 def _check_out(path, source, force):
@@ -395,7 +395,7 @@ def _check_out(path, source, force):
     if not os.access(folder, os.W_OK):
         raise ValueError(f"--out {path}: this folder cannot be written to; choose another")
 
-# %% ../nbs/40_text_generation.ipynb #c118
+# %% ../nbs/40_text_generation.ipynb #c125
 #| code-fold: true
 #| code-summary: "rnnbook-text train"
 def _train_command(options):
@@ -426,7 +426,7 @@ def _train_command(options):
     _report(model, ids, heldout)
     return 130 if early else 0
 
-# %% ../nbs/40_text_generation.ipynb #c119
+# %% ../nbs/40_text_generation.ipynb #c126
 #| code-fold: true
 #| code-summary: "Its last two lines"
 def _report(model, ids, heldout):
@@ -437,7 +437,7 @@ def _report(model, ids, heldout):
     print(f"held-out bits per character: {model.bits(model.vocabulary.decode(heldout)):.3f}")
     print(f"best n-gram, for comparison: {bits.min():.3f} (Witten-Bell, order {bits.argmin()})")
 
-# %% ../nbs/40_text_generation.ipynb #c121
+# %% ../nbs/40_text_generation.ipynb #c128
 #| code-fold: true
 #| code-summary: "rnnbook-text sample"
 def _sample_command(options):
@@ -455,7 +455,7 @@ def _sample_command(options):
     print((options.prompt or "") + written)
     return 0
 
-# %% ../nbs/40_text_generation.ipynb #c123
+# %% ../nbs/40_text_generation.ipynb #c130
 _NO_MEMORY = (MemoryError, torch.cuda.OutOfMemoryError)  # on the CPU, on a GPU
 
 def main(
