@@ -216,6 +216,7 @@ def solve(
     progress: bool = True, # show a progress bar?
 ) -> tuple: # sequences until the criterion was fulfilled, None if it was not; parameters; History
     "Train a network in float32 until it fulfils the criterion of its problem."
+    _check_count("batch_size", batch_size, 1); _check_count("most", most, batch_size)
     params = network_init(network, problem.draw(1, rng).x.shape[2], units, problem.outputs, rng=rng,
                           longest=problem.longest, shortcut=problem.shortcut, dtype=np.float32)
     recent, solved = deque(maxlen=problem.recent), []
@@ -360,6 +361,9 @@ def two_sequences(
     Source: Hochreiter and Schmidhuber (1997), tasks 3a, 3b, after Bengio, Simard and Frasconi (1994).
     """
     lengths = _lengths(steps, batch_size, rng)
+    _check_count("informative", informative, 1)
+    if informative > steps: raise ValueError(f"informative: expected at most {steps}, got {informative}")
+    if not noise >= 0: raise ValueError(f"noise: expected a variance of at least 0, got {noise}")
     answer = rng.integers(0, 2, batch_size)
     x = math.sqrt(0.2) * rng.standard_normal((lengths.max(), batch_size))  # (T, B)
     on_top = math.sqrt(noise) * rng.standard_normal((informative, batch_size))
@@ -476,7 +480,7 @@ PROBLEMS = {
     "6b": _end(partial(noisy_temporal_order, 3), 8, 110, 0.3, 2000, mean_error=0.1),
 }
 
-# %% ../nbs/18_long_lags.ipynb #c104
+# %% ../nbs/18_long_lags.ipynb #c106
 def _table(graph):
     "Two arrays (nodes, 2): symbol and next node on each of the two ways out; the end is the start."
     nodes = list(graph)
@@ -485,7 +489,7 @@ def _table(graph):
     return tuple(np.array([[f(way) for way in pair] for pair in ways])
                  for f in (lambda way: SYMBOLS.index(way[0]), lambda way: number[way[1]]))
 
-# %% ../nbs/18_long_lags.ipynb #c105
+# %% ../nbs/18_long_lags.ipynb #c107
 def continual_reber(
     steps: int, # T, symbols to read
     batch_size: int, # B, streams
@@ -505,7 +509,7 @@ def continual_reber(
     x, lengths = one_hot(ids[:-1], len(SYMBOLS)), np.full(batch_size, steps)
     return Batch(x, ids[1:], lengths, allowed[node[1:]])
 
-# %% ../nbs/18_long_lags.ipynb #c109
+# %% ../nbs/18_long_lags.ipynb #c111
 def error_free(
     network: str, # a key of `NETWORKS`
     params: dict, # trained parameters
@@ -532,7 +536,7 @@ def error_free(
         if (free < symbols).all(): break
     return free
 
-# %% ../nbs/18_long_lags.ipynb #c112
+# %% ../nbs/18_long_lags.ipynb #c114
 def _streams(batch_size, steps, chunk, rng):
     "Streams without end, in pieces of `chunk` symbols; of each piece, whether its streams are new."
     while True:
@@ -541,7 +545,7 @@ def _streams(batch_size, steps, chunk, rng):
             x, target, right = (a[start:start + chunk] for a in (batch.x, batch.target, batch.right))
             yield Batch(x.astype(np.float32), target, np.full(batch_size, chunk), right), start == 0
 
-# %% ../nbs/18_long_lags.ipynb #c113
+# %% ../nbs/18_long_lags.ipynb #c115
 def solve_continual(
     network: str, # a key of `NETWORKS`
     *,
@@ -558,6 +562,7 @@ def solve_continual(
     2000 symbols are tried, and if there is no mistake, ten of 100,000.
     """
     V, chunk, solved = len(SYMBOLS), 50, []
+    _check_count("batch_size", batch_size, 1); _check_count("most", most, chunk * batch_size)
     params = network_init(network, V, units, V, longest=12, rng=rng, shortcut=True, dtype=np.float32)
     def perfect(params, symbols): return (error_free(network, params, rng, symbols=symbols) == symbols).all()
     def loss_and_grads(params, piece, state):

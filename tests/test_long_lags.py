@@ -202,6 +202,11 @@ def test_every_place_and_class_comes():
     (lambda: long_lag(1, 2, rng_of(0)), "lag: expected a whole number of at least 2"), (lambda: long_lag_noise(0, 5, 2, rng_of(0)), "lag"),
     (lambda: two_sequences(19, 2, rng_of(0)), "steps"), (lambda: adding_problem_1997(100, 0, rng_of(0)), "batch_size"),
     (lambda: noisy_temporal_order(4, 2, rng_of(0)), "signals: expected 2 or 3, got 4"),
+    (lambda: two_sequences(20, 2, rng_of(0), informative=0), "informative: expected a whole number of at least 1, got 0"),
+    (lambda: noisy_targets(20, 2, rng_of(0), informative=21), "informative: expected at most 20, got 21"),
+    (lambda: two_sequences(20, 2, rng_of(0), noise=-0.1), "noise: expected a variance of at least 0, got -0.1"),
+    (lambda: solve(PROBLEMS["2c"], "LSTM", rng=rng_of(0), most=19), "most: expected a whole number of at least 20, got 19"),
+    (lambda: solve_continual("LSTM", rng=rng_of(0), most=999), "most: expected a whole number of at least 1000, got 999"),
 ])
 def test_tasks_refuse_what_makes_no_sense(task, message):
     with pytest.raises(ValueError, match=message): task()
