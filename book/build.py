@@ -66,7 +66,7 @@ def api_page(package, module, chapter):
         title, claim = pages.title_and_claim(pages.read(chapter))
         claim = re.sub(r"\]\((\w+\.ipynb)", r"](../\1", claim)
         intro = f"> {claim}\n\nExplained, derived and tested in the chapter [{plain(title)}](../{chapter.name}).\n\n"
-    members = f".. automodule:: {package.name}.{module}\n"
+    members = f".. automodule:: {package.name}.{module}\n   :ignore-module-all:\n"  # what a module passes on stands on its own page
     for name, comment in exported_values(package / f"{module}.py"):
         members += f"\n.. py:data:: {package.name}.{module}.{name}\n\n   {rst(comment)}\n"
     members = f"```{{eval-rst}}\n{members}```\n"
