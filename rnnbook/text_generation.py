@@ -71,6 +71,7 @@ def text_init(
 # %% ../nbs/40_text_generation.ipynb #c028
 def _zoned_out(cell, zoneout, rng):
     "Functions, forward and backward, of a layer whose units keep their state: by chance if there is an `rng`."
+    if not 0 <= zoneout <= 1: raise ValueError(f"zoneout: expected a probability from 0 to 1, got {zoneout!r}")
     def forward(x, params, state=None, **options):
         T, B, H = *x.shape[:2], params["weight_hh_l0"].shape[1]
         def kept(): return (rng.random((T, B, H)) < zoneout).astype(x.dtype)
@@ -185,8 +186,12 @@ class TextModel(_TextNetwork):
     def load_numpy_(self,
         params: dict, # parameters by name, as `numpy_params` gives them
     ): # the model itself
-        "Take these weights."
-        paths = zip(self.state_dict(), numpy_params(self), strict=True)
+        "Take these weights; a ValueError names the first that is missing or has another shape."
+        own = numpy_params(self)
+        for name, p in own.items():
+            got = np.shape(params[name]) if name in params else "none"
+            if got != p.shape: raise ValueError(f"{name}: expected {p.shape}, got {got}")
+        paths = zip(self.state_dict(), own, strict=True)
         self.load_state_dict({path: torch.from_numpy(params[name]) for path, name in paths})
         return self
 

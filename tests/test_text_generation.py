@@ -148,6 +148,15 @@ def test_an_unknown_cell_is_named():
     with pytest.raises(ValueError, match="cell: expected one of rnn, lstm, gru, got 'elman'"): TextModel(Vocabulary("ab"), 3, cell="elman")
 
 
+def test_what_does_not_fit_is_named():
+    params, few = text_init("gru", 7, 5, rng=np.random.default_rng(0)), Vocabulary("abcdefg")
+    model = model_of(params, cell="gru")
+    with pytest.raises(ValueError, match=r"weight_ih_l0: expected \(20, 7\), got \(15, 7\)"): TextModel.from_numpy(params, few, cell="lstm")
+    with pytest.raises(ValueError, match=r"bias_ho: expected \(7,\), got none"): model.load_numpy_({k: p for k, p in params.items() if k != "bias_ho"})
+    with pytest.raises(ValueError, match="zoneout: expected a probability from 0 to 1, got 1.5"):
+        text_forward(np.zeros((3, 2), int), params, cell="gru", zoneout=1.5, rng=np.random.default_rng(0))
+
+
 @pytest.mark.parametrize("cell, zoneout", [("rnn", 0.0), ("lstm", 0.0), ("gru", 0.2)])
 def test_bits_and_writing_are_those_of_the_module(cell, zoneout):
     params, *_ = problem(cell, 2)
